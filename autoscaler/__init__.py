@@ -1,0 +1,1 @@
+"""Watches demand, adds machines and removes them."""

@@ -1,0 +1,42 @@
+"""What the doors need of a blob store. The layer above gives it, through the entry point group `batchyard.blobs`."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from .errors import InvalidConfig
+from .seal import KeyRing
+
+GROUP = "batchyard.blobs"
+
+
+class Lines(Protocol):
+    """A stream that is read line by line."""
+
+    def readline(self) -> bytes: ...
+
+
+class Blobs(Protocol):
+    """Files and directories by digest."""
+
+    def put(self, path: Path) -> dict[str, Any]:
+        """Keeps a file or directory: {"digest", "size" in bytes, "kind": "file" or "tree"}. InputError, DiskFull …"""
+        ...
+
+    def get(self, digest: str, path: Path) -> str:
+        """Writes the verified content to `path`, which must not exist; its kind. NotFound, IntegrityError …"""
+        ...
+
+    def open(self, digest: str) -> AbstractContextManager[Lines]:
+        """A blob as a stream, authentic byte by byte; IntegrityError at its end if it is not whole."""
+        ...
+
+
+def open_blobs(store: str, ring: KeyRing, *, create: bool = False) -> Blobs:
+    """The store at a path. create: make it if there is none. Raises NotFound, InvalidConfig, StoreUnavailable."""
+    for entry in entry_points(group=GROUP):
+        return cast(Blobs, entry.load()(store, ring, create=create))
+    raise InvalidConfig("this installation has no blob store; install batchyard again")

@@ -1,0 +1,255 @@
+"""The typed client: what the command line does, for Python. Any Celery producer can do without it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import redis
+from celery.exceptions import CeleryError
+from kombu.exceptions import KombuError, OperationalError
+
+from . import keys
+from .blobs import Blobs, open_blobs
+from .endpoints import Endpoints, default_state
+from .errors import BrokerUnavailable, InvalidConfig, InvalidJob, NotFound
+from .job import Job
+from .joblog import JobLog
+from .message import TASK
+from .record import Record, from_hash
+from .remote import celery_app
+from .seal import KeyRing
+from .state import State
+from .store import CancelAnswer, Depth, Yard
+from .waiting import wait_for
+
+_NODE_GONE_S = 60.0
+_LIST_MOST = 20_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueView:
+    """A queue as configured, and what waits in it. nodes: those up that serve it."""
+
+    name: str
+    state: str
+    priority: int
+    environments: tuple[str, ...]
+    depth: Depth
+    nodes: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON types only; `depth` has lists, index, delayed and their total."""
+        return {**asdict(self), "depth": {**asdict(self.depth), "total": self.depth.total}}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeView:
+    """A node by its heartbeats. seen: epoch seconds; queues: empty for all; about: all that it says of itself."""
+
+    name: str
+    up: bool
+    seen: float
+    jobs: int
+    queues: tuple[str, ...]
+    about: dict[str, str]
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON types only."""
+        return asdict(self)
+
+
+class Client:
+    """One yard. Not for use by several threads at once; close it, or use it as a context manager.
+
+    url: the broker. ring and blobs are needed for `put`, `get` and the logs of ended jobs only. All methods raise
+    BrokerUnavailable when Redis does not answer.
+    """
+
+    def __init__(self, url: str, *, ring: KeyRing | None = None, blobs: Blobs | None = None) -> None:
+        # A client seals and opens nothing of the records, so any ring does for the yard.
+        self.yard = Yard(url, ring or KeyRing.new())
+        self._blobs = blobs
+        self._app = celery_app(url)
+
+    @classmethod
+    def connect(cls, state: Path | None = None) -> Client:
+        """To the yard of a state folder; by default `$BATCHYARD_STATE` or `~/.batchyard`. Raises InvalidConfig."""
+        ends = Endpoints.load(state or default_state())
+        ring = KeyRing.load(Path(ends.key_file)) if ends.key_file else None
+        blobs = open_blobs(ends.store, ring, create=True) if ends.store and ring else None
+        return cls(ends.broker_url, ring=ring, blobs=blobs)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """May be called twice."""
+        with suppress(redis.RedisError, OSError):
+            self.yard.redis.close()
+        with suppress(redis.RedisError, KombuError, OSError):
+            self._app.close()
+
+    # -- jobs
+    def submit(
+        self,
+        job: Job | Mapping[str, Any],
+        *,
+        queue: str = "cpu",
+        priority: int | None = None,
+        countdown: float | None = None,
+        eta: datetime | None = None,
+        expires: float | datetime | None = None,
+    ) -> str:
+        """Sends a job and returns its id; what a plain Celery producer does, checked at the door.
+
+        priority: 0 (most urgent) to 9. countdown and expires in seconds from now. Raises InvalidJob, NotFound (no such
+        queue, no yard).
+        """
+        if not isinstance(job, Job):
+            job = Job.parse(job)
+        self._admit(job, queue)
+        if priority is not None and not 0 <= priority <= 9:
+            raise InvalidJob("priority", priority, "must be 0 (most urgent) to 9")
+        try:
+            sent = self._app.send_task(
+                TASK,
+                kwargs={"job": job.dump()},
+                queue=queue,
+                priority=priority,
+                countdown=countdown,
+                eta=eta,
+                expires=expires,
+                argsrepr="",
+                kwargsrepr=f"image={job.image}",  # Celery puts the arguments' repr in clear into a header
+            )
+        except (OperationalError, redis.ConnectionError, redis.TimeoutError, OSError) as error:
+            raise BrokerUnavailable(f"Redis does not answer: {error}; the job may or may not have been taken") from None
+        except (CeleryError, KombuError, TypeError, ValueError) as error:
+            raise InvalidJob("", job.image, f"cannot be sent: {error}") from None
+        return str(sent.id)
+
+    def _admit(self, job: Job, queue: str) -> None:
+        config = self.yard.config()
+        if queue not in config.queues:
+            raise NotFound(f'queue "{queue}" is not known; choose of {", ".join(config.by_priority())}')
+        if any(spec.from_ is not None for spec in job.inputs.values()):
+            raise InvalidJob("inputs", "from", "needs a previous step; send a Celery chain, or name a digest")
+        if reason := config.refusal(queue, job):
+            raise InvalidJob("", job.image, reason)
+
+    def status(self, job_id: str) -> Record:
+        """Raises NotFound."""
+        return self.yard.record(job_id)
+
+    def records(self, ids: Sequence[str]) -> dict[str, Record]:
+        """Those that there are, in one round trip for each thousand."""
+        found: dict[str, Record] = {}
+        for at in range(0, len(ids), 1000):
+            some = ids[at : at + 1000]
+            pipe = self.yard.redis.pipeline(transaction=False)
+            for job_id in some:
+                pipe.hgetall(keys.job(job_id))
+            hashes = self.yard.guard(pipe.execute)
+            found |= {i: from_hash(i, h) for i, h in zip(some, hashes, strict=True) if h}
+        return found
+
+    def wait(
+        self,
+        ids: Iterable[str],
+        *,
+        timeout_s: float | None = None,
+        on_change: Callable[[Record], None] | None = None,
+    ) -> list[Record]:
+        """The records of jobs, in the order given, once all have ended.
+
+        on_change gets a record when it is first seen and at each change of its state. An id that the yard does not
+        know (yet) is waited for: it may be a later step of a chain. Raises NotEnded after timeout_s.
+        """
+        return wait_for(self.yard, list(ids), self.records, timeout_s=timeout_s, on_change=on_change)
+
+    def list(self, limit: int = 50, states: Collection[State] = ()) -> list[Record]:
+        """The newest jobs, newest first; with states, of the newest 20,000 those in one of them."""
+        window = limit if not states else max(limit, 200)
+        while True:
+            recent = self.yard.recent(window)
+            found = [r for r in recent if not states or r.state in states]
+            if len(found) >= limit or len(recent) < window or window >= _LIST_MOST:
+                return found[:limit]
+            window *= 4
+
+    def cancelled(self, record: Record) -> bool:
+        """Whether a job failed because it was cancelled or expired, rather than by itself."""
+        if record.state is not State.FAILED:
+            return False
+        meta: bytes | None = self.yard.guard(lambda: self.yard.redis.get(keys.result(record.id)))
+        return record.cancelling or b'"REVOKED"' in (meta or b"")[:40]
+
+    def logs(self, job_id: str, *, follow: bool = False) -> Iterator[str]:
+        """Lines `<time> <stdout|stderr|platform> <text>` of the last attempt, without newlines.
+
+        Of an ended job all that was kept; of a running one what the live tail holds. follow: go on until the job ends,
+        over all its attempts. Raises NotFound (no such job, or no log), and what the blob store raises.
+        """
+        return JobLog(self.yard, self._blobs, job_id).lines(follow=follow)
+
+    def cancel(self, job_id: str, reason: str = "cancelled by its owner", *, terminate: bool = True) -> CancelAnswer:
+        """Ends a job in any state; one not taken in yet ends when it comes. terminate=False spares a running one."""
+        return self.yard.cancel(job_id, reason, terminate=terminate)
+
+    # -- the yard
+    def queues(self) -> list[QueueView]:
+        """The most urgent queue first. Raises NotFound: no yard yet."""
+        config, nodes = self.yard.config(), [n for n in self.nodes() if n.up]
+        depth = self.yard.depth(config.by_priority())
+        return [
+            QueueView(
+                name=name,
+                state=config.queues[name].state,
+                priority=config.queues[name].priority,
+                environments=config.queues[name].environments,
+                depth=depth[name],
+                nodes=tuple(n.name for n in nodes if not n.queues or name in n.queues),
+            )
+            for name in config.by_priority()
+        ]
+
+    def nodes(self) -> list[NodeView]:
+        """Nodes that have ever beaten and did not leave, by name."""
+        now = self.yard.now_s()
+        return [_node(name, about, now) for name, about in sorted(self.yard.nodes().items())]
+
+    # -- bytes
+    def put(self, path: Path) -> dict[str, Any]:
+        """Keeps a file or directory as a blob: {"digest", "size", "kind"}; `digest` is what a job's input names."""
+        return self._store().put(path)
+
+    def get(self, digest: str, path: Path) -> str:
+        """Writes a blob to a path that does not exist yet, a directory for a tree; "file" or "tree"."""
+        return self._store().get(digest, path)
+
+    def _store(self) -> Blobs:
+        if self._blobs is None:
+            raise InvalidConfig("no blob store was named; give --store and --key-file, or the --state of a yard")
+        return self._blobs
+
+
+def _node(name: str, about: dict[str, str], now_s: float) -> NodeView:
+    seen = float(about["seen"])
+    rest = {k: v for k, v in about.items() if k not in {"seen", "jobs"}}
+    return NodeView(
+        name=name,
+        up=now_s - seen < _NODE_GONE_S,
+        seen=seen,
+        jobs=int(about.get("jobs") or 0),
+        queues=tuple(q for q in (about.get("queues") or "").split(",") if q),
+        about=rest,
+    )

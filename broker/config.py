@@ -1,0 +1,122 @@
+"""The yard's configuration: queues, compute environments, times. One YAML, kept in Redis for every part to read.
+
+    queues:
+      cpu: {priority: 10, environments: [here]}
+      gpu: {environments: [here], default_priority: 5}
+    environments:
+      here: {vcpus: 8, memory_mib: 16000, gpus: 1, disk_gib: 100}    # the largest node that it may have
+    lease_s: 30
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import InvalidConfig
+from .job import Job
+
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,127}$"
+_KOMBU = ("celery", "unacked", "by")
+Name = Annotated[str, Field(pattern=_NAME)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Environment(_Frozen):
+    """A compute environment, by the largest node that it may have."""
+
+    vcpus: Annotated[float, Field(gt=0)]
+    memory_mib: Annotated[int, Field(gt=0)]
+    gpus: Annotated[int, Field(ge=0)] = 0
+    disk_gib: Annotated[float, Field(ge=0)] = 100
+
+    def lacks(self, job: Job) -> str | None:
+        """What the largest node has too little of for this job, in words; None when it fits."""
+        for what in ("vcpus", "memory_mib", "gpus", "disk_gib"):
+            if getattr(job, what) > getattr(self, what):
+                return f"{what} {getattr(job, what):g} of at most {getattr(self, what):g}"
+        return None
+
+
+class Queue(_Frozen):
+    """A job queue. priority: higher is served first. default_priority: for messages that carry 0 or none."""
+
+    priority: int = 1
+    environments: Annotated[tuple[Name, ...], Field(min_length=1)]
+    default_priority: Annotated[int, Field(ge=0, le=9)] = 0
+    state: Literal["ENABLED", "DISABLED"] = "ENABLED"
+    force_strict: bool = False
+    allow_host_network: bool = False
+
+
+class Config(_Frozen):
+    """The whole configuration. Times in seconds."""
+
+    queues: Annotated[dict[Name, Queue], Field(min_length=1)]
+    environments: Annotated[dict[Name, Environment], Field(min_length=1)]
+    lease_s: Annotated[float, Field(ge=1, le=3600)] = 30
+    retention_s: Annotated[int, Field(ge=60)] = 14 * 86400
+    result_expires_s: Annotated[int, Field(ge=60)] = 86400
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        for name, queue in self.queues.items():
+            if name in _KOMBU:
+                raise ValueError(f'queue "{name}": this name is used by the broker; choose another')
+            for environment in queue.environments:
+                if environment not in self.environments:
+                    raise ValueError(f'queue "{name}": environment "{environment}" is not defined; '
+                                     f"define it or choose of {', '.join(self.environments)}")
+        return self
+
+    def by_priority(self) -> list[str]:
+        """Queue names, the most urgent queue first."""
+        return sorted(self.queues, key=lambda name: (-self.queues[name].priority, name))
+
+    def refusal(self, queue_name: str, job: Job) -> str | None:
+        """Why this job can never run in this queue, in words, or None."""
+        queue = self.queues[queue_name]
+        if queue.state == "DISABLED":
+            return f'queue "{queue_name}" is disabled; enable it or choose another'
+        if queue.force_strict and job.profile != "strict":
+            return f'queue "{queue_name}" runs profile "strict" only; leave job.profile out'
+        if job.networking == "host" and not queue.allow_host_network:
+            return f'queue "{queue_name}" does not allow network "host"; choose "none" or "bridge"'
+        missing = [f"{name}: {lack}" for name in queue.environments if (lack := self.environments[name].lacks(job))]
+        if len(missing) == len(queue.environments):
+            return f'no node that queue "{queue_name}" may have can meet the demand ({"; ".join(missing)}); ask for less'
+        return None
+
+
+def single_machine(vcpus: float, memory_mib: int, gpus: int, disk_gib: float) -> Config:
+    """Queues cpu and gpu on one environment: what `batchyard up` runs without a configuration."""
+    here = Environment(vcpus=vcpus, memory_mib=memory_mib, gpus=gpus, disk_gib=disk_gib)
+    queue = Queue(environments=("here",))
+    return Config(queues={"cpu": queue, "gpu": queue}, environments={"here": here})
+
+
+def load(path: Path) -> Config:
+    """Reads a YAML file. Raises InvalidConfig that names file, field and rule."""
+    try:
+        data = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InvalidConfig(f"configuration {path} cannot be read: {error.strerror}; check the path") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InvalidConfig(f"configuration {path} is not YAML: {str(error).replace(chr(10), ' ')}") from None
+    return parse(data, str(path))
+
+
+def parse(data: object, source: str) -> Config:
+    """A configuration from plain data. Raises InvalidConfig."""
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the whole"
+        raise InvalidConfig(f"{source}: {field}: {first['msg'].removeprefix('Value error, ')}") from None

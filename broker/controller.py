@@ -1,0 +1,119 @@
+"""The controller: intake, reaping, what time brings, the outbox. A small process that may be restarted or run twice.
+
+All of its moves may be made by several processes at once; the lock only saves work. A node stands in while no
+controller is alive.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import redis
+from redis.lock import Lock
+
+from . import keys
+from .config import Config
+from .ending import Outbox
+from .errors import BatchyardError, BrokerUnavailable
+from .followups import Followups
+from .intake import Intake
+from .store import Yard
+
+log = logging.getLogger(__name__)
+LOCK_S = 5.0
+STAND_IN = "by:standin"
+
+
+class Duties:
+    """One round of everything that has to be done when nobody asks for it."""
+
+    def __init__(self, yard: Yard, config: Callable[[], Config], followups: Followups) -> None:
+        self._yard, self._config, self._intake = yard, config, Intake(yard)
+        self._outbox = Outbox(yard, followups, retention_s=config().retention_s)
+        self._next_tick = 0.0
+
+    def round(self) -> bool:
+        """True when there may be more to do at once. Raises BrokerUnavailable."""
+        config = self._config()
+        busy = self._intake.run(config) > 0
+        if time.monotonic() >= self._next_tick:
+            moved = self._yard.tick(config.by_priority(), lease_s=config.lease_s)
+            busy = busy or any(n >= 64 for n in moved)
+            self._next_tick = time.monotonic() + min(0.5, config.lease_s / 10)
+        return self._outbox.run() > 0 or busy
+
+
+class Ear:
+    """Wakes when a producer pushes or a function calls for the controller."""
+
+    def __init__(self, yard: Yard, queues: list[str]) -> None:
+        database = yard.redis.connection_pool.connection_kwargs.get("db", 0)
+        self._pubsub = yard.redis.pubsub(ignore_subscribe_messages=True)
+        self._pubsub.subscribe(keys.DUTY)
+        lists = [pattern for q in queues for pattern in (q, f"{q}{keys.PRIORITY_SEPARATOR}*")]
+        self._pubsub.psubscribe(*(f"__keyspace@{database}__:{pattern}" for pattern in lists))
+
+    def wait(self, timeout_s: float) -> None:
+        """Until there is a call or the time is over. Raises redis errors."""
+        end = time.monotonic() + timeout_s
+        while (left := end - time.monotonic()) > 0:
+            heard = self._pubsub.get_message(timeout=left)
+            if heard and heard["data"] not in (b"lrem", b"expire", b"del"):
+                return
+
+    def close(self) -> None:
+        with suppress(redis.RedisError, OSError):
+            self._pubsub.close()
+
+
+class Controller:
+    """Runs the duties until told to stop. stand_in: a node's thread, which works only while no controller does."""
+
+    def __init__(self, yard: Yard, config: Callable[[], Config], followups: Followups, *, stand_in: bool = False) -> None:
+        self._yard, self._config, self._followups, self._stand_in = yard, config, followups, stand_in
+        self._stop = threading.Event()
+        self.working = threading.Event()
+
+    def stop(self) -> None:
+        """May be called twice."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Returns after stop(). A Redis that is away is waited for."""
+        while not self._stop.is_set():
+            try:
+                self._session()
+            except (BrokerUnavailable, redis.ConnectionError, redis.TimeoutError) as error:
+                log.warning("controller waits for Redis: %s", error)
+            except (redis.RedisError, BatchyardError):
+                log.exception("controller goes on after an error")
+            self.working.clear()
+            self._stop.wait(0.3)
+
+    def _session(self) -> None:
+        lock = Lock(self._yard.redis, STAND_IN if self._stand_in else keys.CONTROLLER, timeout=LOCK_S, thread_local=False)
+        while not (self._wanted() and lock.acquire(blocking=False)):
+            if self._stop.wait(1.0):
+                return
+        config = self._config()
+        duties, ear = Duties(self._yard, self._config, self._followups), Ear(self._yard, config.by_priority())
+        self.working.set()
+        renewed = time.monotonic()
+        try:
+            while not self._stop.is_set() and self._wanted():
+                if not duties.round():
+                    ear.wait(min(0.25, config.lease_s / 10))
+                if time.monotonic() - renewed > LOCK_S / 3:
+                    lock.reacquire()
+                    renewed = time.monotonic()
+        finally:
+            ear.close()
+            with suppress(redis.RedisError, BatchyardError):
+                lock.release()
+
+    def _wanted(self) -> bool:
+        return not (self._stand_in and self._yard.redis.exists(keys.CONTROLLER))

@@ -1,0 +1,78 @@
+"""The Redis functions, put together from `lua/*.lua`, and the one way to call them."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from . import keys
+from .errors import BrokerUnavailable, InvalidConfig
+
+LIBRARY = "batchyard"
+_FIRST = "common.lua"
+# Answers that mean "not now": out of memory, a disk that the AOF cannot be written to, a replica, still loading.
+_NOT_NOW = ("OOM", "MISCONF", "READONLY", "LOADING", "MASTERDOWN", "BUSY", "NOREPLICAS", "CLUSTERDOWN")
+
+Arg = str | bytes | int | float
+
+
+@cache
+def library() -> str:
+    """The whole library's Lua text: key names, what is shared, then one file an operation."""
+    folder = files(__package__) / "lua"
+    names = sorted(f.name for f in folder.iterdir() if f.name.endswith(".lua") and f.name != _FIRST)
+    parts = [f"-- {name}\ndo\n{(folder / name).read_text()}\nend\n" for name in names]
+    return "\n".join([f"#!lua name={LIBRARY}", keys.lua_table(), (folder / _FIRST).read_text(), *parts])
+
+
+def connect(url: str, **options: Any) -> redis.Redis:
+    """A client that answers bytes, gives up on a silent server, and leaves repeats to us.
+
+    Every function of ours recognises its own repeat, so callers may simply call again.
+    """
+    defaults: dict[str, Any] = {
+        "socket_timeout": 5, "socket_connect_timeout": 2, "socket_keepalive": True, "health_check_interval": 15,
+        "retry": Retry(NoBackoff(), 1),
+    }
+    return redis.Redis.from_url(url, **{**defaults, **options})
+
+
+class Functions:
+    """Calls `by_<name>` and loads the library where Redis does not have it (yet, or any more)."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self.client = client
+
+    def load(self) -> None:
+        """Puts this version's functions in place of what Redis has. Raises BrokerUnavailable, InvalidConfig."""
+        try:
+            self.client.function_load(library(), replace=True)
+        except redis.ResponseError as error:
+            if "unknown command" in str(error).lower():
+                raise InvalidConfig("this Redis has no functions; Redis 7 or newer is needed") from None
+            raise _told(error) from error
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            raise _told(error) from error
+
+    def call(self, name: str, *args: Arg) -> Any:
+        """The function's reply, strings as bytes. Raises BrokerUnavailable."""
+        try:
+            return self.client.execute_command("FCALL", f"by_{name}", 0, *args)
+        except redis.ResponseError as error:
+            if "Function not found" not in str(error):
+                raise _told(error) from error
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            raise _told(error) from error
+        self.load()
+        return self.call(name, *args)
+
+
+def _told(error: redis.RedisError) -> Exception:
+    if isinstance(error, redis.ResponseError) and not str(error).startswith(_NOT_NOW):
+        return error
+    return BrokerUnavailable(f"Redis does not answer as it should: {error}; is it up, and has it memory and disk?")

@@ -1,0 +1,103 @@
+"""From producers' lists into records. Any number of processes may do this at once; a message is taken in once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from . import keys, message
+from .config import Config
+from .errors import BrokerUnavailable, InvalidJob
+from .job import Job, resolve
+from .message import Document, Message
+from .seal import KeyRing
+from .store import Incoming, Yard
+
+BATCH = 64  # 64 messages block Redis for about 1 ms, 256 for up to 6
+
+
+def read(list_key: str, queue: str, raw: bytes, *, config: Config, ring: KeyRing) -> Incoming:
+    """What is to be done with one message. Never raises: what cannot be read says why."""
+    try:
+        sent = message.parse(raw)
+    except message.Unreadable as error:
+        return Incoming(list_key=list_key, raw=raw, kind="dead", reason=str(error))
+    try:
+        arguments = sent.arguments()
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        return Incoming(list_key=list_key, raw=raw, kind="dead", reason=f"task {sent.id}: its body cannot be read: {error}")
+    try:
+        job = _job(sent, *arguments[:2])
+        eta_ms, expires_ms = sent.when_ms("eta"), sent.when_ms("expires")
+        reason = config.refusal(queue, job)
+    except (InvalidJob, ValueError) as error:
+        return _refused(list_key, queue, raw, sent, str(error), ring)
+    if reason is not None:
+        return _refused(list_key, queue, raw, sent, reason, ring, job)
+    priority = job.priority if job.priority is not None else sent.priority or config.queues[queue].default_priority
+    chord, group = arguments[2].get("chord"), sent.headers.get("group")
+    return Incoming(
+        list_key=list_key, raw=raw, kind="job", id=sent.id, queue=queue, priority=priority, vcpus=job.vcpus,
+        memory_mib=job.memory_mib, gpus=job.gpus, disk_gib=job.disk_gib, eta_ms=eta_ms, expires_ms=expires_ms,
+        chord_key=f"celery-taskset-meta-{group}.s" if chord and isinstance(group, str) else "",
+        clear={"image": job.image, "name": job.name or ""}, document=_sealed(sent, job, ring))
+
+
+def _job(sent: Message, args: list[object], kwargs: dict[str, object]) -> Job:
+    if sent.task != message.TASK:
+        raise ValueError(f'task "{sent.task}" is not known here; send "{message.TASK}" with kwargs {{"job": {{…}}}}')
+    if unknown := kwargs.keys() - {"job", "previous"}:
+        raise ValueError(f'argument "{min(unknown)}" is not known; {message.TASK} takes previous=None, *, job')
+    if len(args) > 1 or (args and "previous" in kwargs):
+        raise ValueError(f"{message.TASK} takes one positional argument, the previous result; give the job as job=…")
+    if "job" not in kwargs:
+        raise ValueError('argument "job" is missing: kwargs={"job": {"image": …, "command": […]}}')
+    return resolve(Job.parse(kwargs["job"]), args[0] if args else kwargs.get("previous"))
+
+
+def _refused(list_key: str, queue: str, raw: bytes, sent: Message, reason: str, ring: KeyRing,
+             job: Job | None = None) -> Incoming:
+    clear = {"image": job.image, "name": job.name or ""} if job else {}
+    return Incoming(list_key=list_key, raw=raw, kind="end", reason=reason, id=sent.id, queue=queue, priority=sent.priority,
+                    clear=clear, document=_sealed(sent, job, ring))
+
+
+def _sealed(sent: Message, job: Job | None, ring: KeyRing) -> bytes:
+    return ring.seal(Document(message=sent, job=job.dump() if job else None).dumps(), sent.id.encode())
+
+
+class Intake:
+    """Takes in what lies in the lists of the configured queues."""
+
+    def __init__(self, yard: Yard) -> None:
+        self._yard = yard
+
+    def run(self, config: Config) -> int:
+        """One batch from each list that has messages, most urgent first. Returns how many messages were taken."""
+        return sum(self._queue(queue, config) for queue in config.by_priority())
+
+    def _queue(self, queue: str, config: Config) -> int:
+        lists = keys.priority_lists(queue)
+        pipe = self._yard.redis.pipeline(transaction=False)
+        for key in lists:
+            pipe.lrange(key, -BATCH, -1)
+        batches: Sequence[object] = self._yard.guard(lambda: pipe.execute(raise_on_error=False))
+        found = [(key, raw) for key, batch in zip(lists, batches, strict=True) if isinstance(batch, list)
+                 for raw in reversed(batch)][:BATCH]
+        if not found:
+            return 0
+        messages = [read(key, queue, raw, config=config, ring=self._yard.ring) for key, raw in found]
+        try:
+            return self._yard.intake(messages)
+        except BrokerUnavailable:
+            raise
+        except Exception as error:  # one that Redis cannot digest must not hold up the others
+            return sum(self._alone(one, error) for one in messages)
+
+    def _alone(self, one: Incoming, _: Exception) -> int:
+        try:
+            return self._yard.intake([one])
+        except BrokerUnavailable:
+            raise
+        except Exception as error:
+            reason = f"Redis refused to take it in: {error}"
+            return self._yard.intake([Incoming(list_key=one.list_key, raw=one.raw, kind="dead", reason=reason)])

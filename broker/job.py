@@ -1,0 +1,242 @@
+"""The job as a producer writes it, validated once, at intake.
+
+`Job.parse(mapping)` gives a frozen record or raises InvalidJob with field, value and rule. `resolve(job, previous)`
+replaces every `{"from": …}` by the digest that the previous step published. Nothing here does I/O.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import unquote, urlsplit
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import InvalidJob
+
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+WORK = PurePosixPath("/work")
+_REF = re.compile(r"Ref::([A-Za-z0-9_-]+)")
+_RESERVED = ("AWS_BATCH", "BATCHYARD_")
+
+
+def _text(value: object) -> object:
+    """Numbers and booleans of a JSON or YAML file are welcome where a string is wanted."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int | float) else value
+
+
+Text = Annotated[str, BeforeValidator(_text)]
+EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=256)]
+SecretName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")]
+OutputName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")]
+ContainerPath = Annotated[str, Field(min_length=2, max_length=1024)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Member(_Frozen):
+    """One blob that a step published: what `{"from": …}` becomes. size in bytes."""
+
+    name: str
+    digest: Annotated[str, Field(pattern=rf"^{DIGEST.pattern}$")]
+    size: Annotated[int, Field(ge=0)]
+    kind: Literal["file", "tree"] = "file"
+
+
+class Input(_Frozen):
+    """Where an input comes from: exactly one of digest, uri, from, members.
+
+    A string stands for `{"digest": …}` or `{"uri": …}`. `uri` may carry a digest that its bytes must have.
+    `members` is what `{"from": name}` after a group becomes: a directory `0/ 1/ …` in group order.
+    """
+
+    digest: Annotated[str, Field(pattern=rf"^{DIGEST.pattern}$")] | None = None
+    size: Annotated[int, Field(ge=0)] | None = None
+    kind: Literal["file", "tree"] = "file"
+    uri: str | None = None
+    from_: Annotated[OutputName | None, Field(alias="from")] = None
+    index: Annotated[int, Field(ge=0)] | None = None
+    members: tuple[Member, ...] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return {"digest": value} if value.startswith("sha256:") else {"uri": value}
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.uri is not None:
+            _check_uri(self.uri)
+        sources = [self.digest if self.uri is None else None, self.uri, self.from_, self.members]
+        if sum(s is not None for s in sources) != 1:
+            raise ValueError('give exactly one of "sha256:…", "file://…" or {"from": "<output name>"}')
+        if self.index is not None and self.from_ is None:
+            raise ValueError('"index" goes with "from"')
+        return self
+
+
+def _check_uri(uri: str) -> None:
+    parts = urlsplit(uri)
+    if parts.scheme != "file" or parts.netloc not in {"", "localhost"} or parts.query or parts.fragment:
+        raise ValueError("an input is a digest sha256:<64 hex> or a file:///absolute/path of the node")
+    if not unquote(parts.path).startswith("/") or "\0" in unquote(parts.path):
+        raise ValueError("file:// needs an absolute path")
+
+
+class Job(_Frozen):
+    """What to run, what it needs, what goes in and what comes out."""
+
+    image: Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[^\s\x00-\x1f-][^\s\x00-\x1f]*$")]
+    command: Annotated[tuple[Text, ...], Field(max_length=1024)] = ()
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,127}$")] | None = None
+    environment: dict[EnvName, Text] = {}
+    secrets: dict[EnvName, SecretName] = {}
+    vcpus: Annotated[float, Field(ge=0.001, le=4096, allow_inf_nan=False)] = 1.0
+    memory_mib: Annotated[int, Field(ge=6, le=2**32)] = 512
+    gpus: Annotated[int, Field(ge=0, le=1024)] = 0
+    disk_gib: Annotated[float, Field(ge=0, le=2**20, allow_inf_nan=False)] = 1.0
+    parameters: dict[str, Text] = {}
+    inputs: dict[ContainerPath, Input] = {}
+    outputs: dict[OutputName, ContainerPath] = {}
+    timeout_s: Annotated[int, Field(ge=1)] | None = None
+    attempts: Annotated[int, Field(ge=1, le=10)] = 1
+    profile: Literal["strict", "aws"] = "strict"
+    network: Literal["none", "bridge", "host"] | None = None
+    user: Annotated[str, Field(pattern=r"^[0-9]+(:[0-9]+)?$")] | None = None
+    priority: Annotated[int, Field(ge=0, le=9)] | None = None
+    tags: Annotated[dict[Annotated[str, Field(min_length=1, max_length=128)], Annotated[str, Field(max_length=256)]],
+                    Field(max_length=50)] = {}
+
+    @model_validator(mode="after")
+    def _rules(self) -> Self:
+        for field, words in (("command", self.command), ("environment", self.environment.values())):
+            if any("\0" in word for word in words):
+                raise InvalidJob(field, "…", "must not contain NUL")
+        for field in ("environment", "secrets"):
+            for name in getattr(self, field):
+                if name.startswith(_RESERVED):
+                    raise InvalidJob(field, name, "names that start with AWS_BATCH or BATCHYARD_ are reserved")
+        if both := self.environment.keys() & self.secrets.keys():
+            raise InvalidJob("secrets", min(both), "is in environment too; keep one")
+        if self.profile == "strict" and self.user is not None and int(self.user.split(":")[0]) == 0:
+            raise InvalidJob("user", self.user, 'root is not allowed in profile "strict"; choose another, or profile "aws"')
+        _check_mounts(self.inputs, self.outputs)
+        return self
+
+    @classmethod
+    def parse(cls, value: object) -> Job:
+        """A job from what came over the wire, parameters applied. Raises InvalidJob."""
+        if not isinstance(value, Mapping):
+            raise InvalidJob("", value, 'must be an object such as {"image": "busybox", "command": ["true"]}')
+        try:
+            job = cls.model_validate(value)
+        except ValidationError as error:
+            raise _first(error) from None
+        return job.model_copy(update={"command": tuple(substitute(word, job.parameters) for word in job.command)})
+
+    def dump(self) -> dict[str, Any]:
+        """JSON types only; `Job.parse(job.dump())` is the same job."""
+        return self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+
+    @property
+    def networking(self) -> Literal["none", "bridge", "host"]:
+        """The network mode, by profile where the job does not say."""
+        return self.network or ("none" if self.profile == "strict" else "bridge")
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a job, as `batchyard schema` prints it."""
+    return Job.model_json_schema(by_alias=True)
+
+
+def substitute(word: str, parameters: Mapping[str, str]) -> str:
+    """`Ref::name` becomes the parameter's value; an unknown name stays as it is, as AWS Batch does."""
+    return _REF.sub(lambda match: parameters.get(match[1], match[0]), word)
+
+
+def _first(error: ValidationError) -> InvalidJob:
+    first = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in first["loc"] if part != "[key]")
+    value, rule = first["input"], first["msg"].removeprefix("Value error, ")
+    if first["type"] == "tuple_type":
+        rule = 'must be a list of strings such as ["sh", "-c", "echo hello"]'
+    elif first["type"] == "extra_forbidden":
+        rule = f"no such field; the fields are {', '.join(Job.model_fields)}"
+    elif first["type"] == "missing":
+        value, rule = None, "is required"
+    if first["loc"][:1] == ("environment",) and first["loc"][-1] != "[key]":
+        value = "…"  # it may be a password, and reasons are shown to everybody
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return InvalidJob(field, value, rule + more)
+
+
+def _check_mounts(inputs: Mapping[str, Input], outputs: Mapping[str, str]) -> None:
+    targets = {path: _container_path("inputs", path) for path in inputs}
+    for path, target in targets.items():
+        if target in (PurePosixPath("/tmp"), WORK) or target.parts[1] in {"proc", "sys", "dev"}:
+            raise InvalidJob("inputs", path, "this path is the platform's; choose one such as /in/data")
+        if any(target == other or target in other.parents for at, other in targets.items() if at != path):
+            raise InvalidJob("inputs", path, "lies above or on another input's path; keep them apart")
+    for name, path in outputs.items():
+        if WORK not in _container_path(f"outputs.{name}", path).parents:
+            raise InvalidJob(f"outputs.{name}", path, f"must be below {WORK}, where the job writes")
+
+
+def _container_path(field: str, path: str) -> PurePosixPath:
+    clean = PurePosixPath(path)
+    if not clean.is_absolute() or ".." in clean.parts or len(clean.parts) < 2 or "\0" in path or path.startswith("//"):
+        raise InvalidJob(field, path, 'must be an absolute path in the container, without ".."')
+    return clean
+
+
+def resolve(job: Job, previous: object) -> Job:
+    """The job with each `{"from": …}` replaced by what `previous`, the result of the step before, published.
+
+    previous: the result object of a job, a list of them after a group, or None. Raises InvalidJob.
+    """
+    if not any(spec.from_ is not None for spec in job.inputs.values()):
+        return job
+    found = {path: _found(path, spec, previous) if spec.from_ is not None else spec for path, spec in job.inputs.items()}
+    return job.model_copy(update={"inputs": found})
+
+
+def _found(path: str, spec: Input, previous: object) -> Input:
+    assert spec.from_ is not None
+    field = f"inputs.{path}.from"
+    if previous is None:
+        raise InvalidJob(field, spec.from_, 'there is no previous result; use "from" in a chain, after a chord or in a link')
+    if not isinstance(previous, list):
+        if spec.index is not None:
+            raise InvalidJob(field, spec.from_, '"index" needs the results of a group before it')
+        member = _output(field, spec.from_, previous)
+        return Input(digest=member.digest, size=member.size, kind=member.kind)
+    if spec.index is None:
+        return Input(members=tuple(_output(field, spec.from_, one) for one in previous))
+    if spec.index >= len(previous):
+        raise InvalidJob(field, spec.index, f"the group before it has {len(previous)} results")
+    member = _output(field, spec.from_, previous[spec.index])
+    return Input(digest=member.digest, size=member.size, kind=member.kind)
+
+
+def _output(field: str, name: str, result: object) -> Member:
+    outputs = result.get("outputs") if isinstance(result, Mapping) and "job_id" in result else None
+    if not isinstance(outputs, Mapping):
+        raise InvalidJob(field, name, "the previous result is not that of a Batchyard job")
+    if name not in outputs:
+        raise InvalidJob(field, name, f"the previous job has no output of this name; it has {_names(outputs)}")
+    try:
+        return Member.model_validate({"name": name, **outputs[name]})
+    except (ValidationError, TypeError):
+        raise InvalidJob(field, name, "the previous result does not describe a digest and a size") from None
+
+
+def _names(outputs: Mapping[str, object] | Sequence[str]) -> str:
+    return ", ".join(sorted(outputs)) or "none"

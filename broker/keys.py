@@ -1,0 +1,84 @@
+"""Every Redis key and channel of a yard, named once. Lua reads the same names from `lua_table()`.
+
+A yard is one Redis database. Producers' lists and Celery's result keys are kombu's and Celery's own names;
+everything of ours starts with `by:`.
+"""
+
+from __future__ import annotations
+
+PREFIX = "by:"
+PRIORITY_SEPARATOR = "\x06\x16"  # kombu's: list of queue q at priority n > 0 is q + separator + n
+PRIORITIES = range(10)
+
+SEQUENCE = "by:seq"  # counter: order of arrival
+JOBS = "by:jobs"  # zset: created ms -> id
+LEASES = "by:leases"  # zset: deadline ms -> id
+EXPIRING = "by:expiring"  # zset: expires ms -> id
+OUTBOX = "by:outbox"  # hash: "end:<id>" or "body:<chord key>" -> JSON
+DEAD = "by:dead"  # hash: number -> JSON of a message that could not be taken in, or an effect that failed
+DEAD_SEQUENCE = "by:deadseq"  # counter
+REAPER = "by:reaper"  # ms of the reaper's last look
+NODES = "by:nodes"  # zset: last heartbeat ms -> node
+CONTROLLER = "by:controller"  # the controller's lock
+CONFIG = "by:config"  # JSON of the yard's configuration
+WAKE = "by:wake"  # channel: work for nodes; message = queue
+DUTY = "by:duty"  # channel: work for the controller
+CONTROL = "by:control"  # channel: "<node> <job id>" has something to be told
+
+
+def job(job_id: str) -> str:
+    """Hash: the record of a job."""
+    return f"by:job:{job_id}"
+
+
+def cancelled(job_id: str) -> str:
+    """String with expiry: a cancel of a job that has not been taken in yet."""
+    return f"by:cancel:{job_id}"
+
+
+def log(job_id: str) -> str:
+    """Stream: the live tail of a job's log."""
+    return f"by:log:{job_id}"
+
+
+def node(name: str) -> str:
+    """Hash: a node's capacity, labels, last claim."""
+    return f"by:node:{name}"
+
+
+def node_jobs(name: str) -> str:
+    """Set: ids of the jobs that a node holds."""
+    return f"by:node:{name}:jobs"
+
+
+def result(job_id: str) -> str:
+    """Celery's result key, and the channel that announces it."""
+    return f"celery-task-meta-{job_id}"
+
+
+def priority_list(queue: str, priority: int) -> str:
+    """kombu's list of a queue at a priority."""
+    return queue if priority == 0 else f"{queue}{PRIORITY_SEPARATOR}{priority}"
+
+
+def priority_lists(queue: str) -> list[str]:
+    """All ten lists that a stock producer may push to, most urgent first."""
+    return [priority_list(queue, n) for n in PRIORITIES]
+
+
+def lua_table() -> str:
+    """The same names for the Lua functions: `K.leases`, `K.job(id)`, `K.heads(queue)` …"""
+    plain = {name.lower(): value for name, value in globals().items() if name.isupper() and isinstance(value, str)}
+    plain.pop("priority_separator")
+    lines = [f"  {name} = '{value}'," for name, value in sorted(plain.items())]
+    lines += [f"  {fn.__name__} = function(x) return '{fn('|').replace('|', chr(39) + ' .. x .. ' + chr(39))}' end,"
+              for fn in (job, cancelled, node, node_jobs, result)]
+    # The ready index is touched by Lua alone.
+    lines += [
+        "  class = function(q, c) return 'by:q:' .. q .. ':c:' .. c end,  -- zset: score -> id",
+        "  heads = function(q) return 'by:q:' .. q .. ':heads' end,       -- zset: score of a class's first job -> class",
+        "  counts = function(q) return 'by:q:' .. q .. ':n' end,          -- hash: class -> jobs waiting",
+        "  delayed = function(q) return 'by:q:' .. q .. ':delayed' end,   -- zset: eta ms -> id",
+        "  list = function(q, n) if n == 0 then return q end return q .. '\\6\\22' .. n end,",
+    ]
+    return "local K = {\n" + "\n".join(lines) + "\n}\n"

@@ -1,0 +1,106 @@
+-- claim(node, claim id, lease ms, mc, mem, gpu, disk, count, queue, …) -> {more, {id, token, attempt, doc, queue}, …}
+-- Up to `count` jobs that fit what is free, queues in the order given, most urgent class first. A repeated claim id
+-- gets the answer of the first call. more = 1: looked at the bounded number of jobs and found none; ask again.
+-- Keys: node, node_jobs, leases, reaper, job, class, heads, counts, delayed, expiring, outbox.
+local LOOKS = 8                                -- jobs looked at in one coarse class in one call
+
+-- First job of a coarse class that fits. The place where the last call of this node stopped is remembered, so that
+-- every job is looked at in the end, however many that do not fit stand before it.
+local function look_into(queue, class, free, node)
+  local z, mark = K.class(queue, class), 'at:' .. queue .. ':' .. class
+  local from = tonumber(redis.call('HGET', K.node(node), mark) or 0)
+  local ids = redis.call('ZRANGE', z, from, from + LOOKS - 1)
+  for _, id in ipairs(ids) do
+    local h = redis.call('HMGET', K.job(id), 'mc', 'mem', 'gpu', 'disk')
+    if not h[1] or fits({tonumber(h[1]), tonumber(h[2]), tonumber(h[3]), tonumber(h[4])}, free) then
+      redis.call('HDEL', K.node(node), mark)
+      return id
+    end
+  end
+  if #ids == LOOKS then
+    redis.call('HSET', K.node(node), mark, from + LOOKS)
+    return nil, true
+  end
+  redis.call('HDEL', K.node(node), mark)
+  return nil, from > 0
+end
+
+local function pick(queue, free, node)
+  local more, looked = false, 0
+  for _, class in ipairs(redis.call('ZRANGE', K.heads(queue), 0, CLASSES)) do
+    local s = shape(class)
+    if fits(s, free) then
+      if s.exact then return redis.call('ZRANGE', K.class(queue, class), 0, 0)[1], class end
+      if looked < 4 then                       -- coarse classes a call
+        looked = looked + 1
+        local id, unfinished = look_into(queue, class, free, node)
+        if id then return id, class end
+        more = more or unfinished
+      else
+        more = true
+      end
+    end
+  end
+  return nil, nil, more
+end
+
+local function lease_out(id, node, claim, lease)
+  local job = K.job(id)
+  local token = redis.call('HINCRBY', job, 'epoch', 1) .. ':' .. claim
+  redis.call('ZADD', K.leases, num(now() + lease), id)
+  redis.call('SADD', K.node_jobs(node), id)
+  redis.call('HSET', job, 'state', 'STARTING', 'token', token, 'node', node)
+  redis.call('HDEL', job, 'class')
+  local h = redis.call('HMGET', job, 'used', 'doc', 'queue')
+  return {id, token, (tonumber(h[1]) or 0) + 1, h[2], h[3]}
+end
+
+local function repeated(node, claim)
+  local last = redis.call('HMGET', K.node(node), 'claim', 'claimed')
+  if last[1] ~= claim then return nil end
+  local out = {0}
+  for id in string.gmatch(last[2], '%S+') do
+    local h = redis.call('HMGET', K.job(id), 'token', 'used', 'doc', 'queue')
+    if h[1] and string.match(h[1], '^%d+:(.*)$') == claim then
+      out[#out + 1] = {id, h[1], (tonumber(h[2]) or 0) + 1, h[3], h[4]}
+    end
+  end
+  return out
+end
+
+register('claim', function(_, argv)
+  local node, claim, lease = argv[1], argv[2], tonumber(argv[3])
+  local free = {tonumber(argv[4]), tonumber(argv[5]), tonumber(argv[6]), tonumber(argv[7])}
+  local again = repeated(node, claim)
+  if again then return again end
+  reap(lease, 8)
+  local out, ids, more = {0}, {}, false
+  for i = 9, #argv do
+    local queue = argv[i]
+    due(queue, 8)
+    local skips = 0
+    while #ids < tonumber(argv[8]) and skips < 32 do
+      local id, class, unfinished = pick(queue, free, node)
+      more = more or unfinished
+      if not id then break end
+      local h = redis.call('HMGET', K.job(id), 'mc', 'mem', 'gpu', 'disk', 'expires')
+      if not h[1] then
+        skips = skips + 1                      -- the record is gone; so is the job
+        index_remove(queue, class, id)
+      elseif h[5] and tonumber(h[5]) <= now() then
+        skips = skips + 1
+        decide_end(id, 'REVOKED', 'expired')
+        index_remove(queue, class, id)
+      else
+        out[#out + 1] = lease_out(id, node, claim, lease)
+        ids[#ids + 1] = id
+        index_remove(queue, class, id)
+        for k = 1, 4 do free[k] = free[k] - tonumber(h[k]) end
+      end
+    end
+    if skips == 32 then more = true end
+  end
+  if #ids > 0 then redis.call('HSET', K.node(node), 'claim', claim, 'claimed', table.concat(ids, ' ')) end
+  out[1] = (more and #ids == 0) and 1 or 0
+  return out
+end)

@@ -1,0 +1,107 @@
+"""The record of a job as it is read, and what a claim hands out. Times are seconds since the epoch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .state import State
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One run of a job that has ended. counted: whether it used up one of `job.attempts`."""
+
+    node: str
+    started: float | None
+    ended: float
+    exit_code: int | None
+    reason: str
+    counted: bool = True
+    log: str | None = None
+
+    def dumps(self) -> str:
+        return json.dumps({**asdict(self), "started": _to_ms(self.started), "ended": _to_ms(self.ended)},
+                          separators=(",", ":"))
+
+    @classmethod
+    def loads(cls, text: str) -> Attempt:
+        value = json.loads(text)
+        return cls(**{**value, "started": _to_s(value["started"]), "ended": _to_s(value["ended"])})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What the yard knows of a job."""
+
+    id: str
+    state: State
+    queue: str
+    image: str
+    name: str
+    priority: int
+    vcpus: float
+    memory_mib: int
+    gpus: int
+    disk_gib: float
+    created: float
+    started: float | None
+    ended: float | None
+    node: str | None
+    exit_code: int | None
+    reason: str
+    attempts: tuple[Attempt, ...]
+    losses: int
+    cancelling: bool
+    result: dict[str, Any] | None
+    log: str | None
+    progress: str
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON types only."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claimed:
+    """A job that this node holds. token is the fence: who has another one holds nothing. attempt counts from 1."""
+
+    id: str
+    token: str
+    attempt: int
+    queue: str
+    document: bytes
+    cancel: str = ""
+    started: float | None = None
+
+
+def from_hash(job_id: str, h: Mapping[bytes, bytes]) -> Record:
+    """A record from its Redis hash."""
+    def text(field: str) -> str | None:
+        value = h.get(field.encode())
+        return None if value is None else value.decode("utf-8", "replace")
+
+    def number(field: str) -> float | None:
+        value = text(field)
+        return float(value) if value else None
+
+    attempts = tuple(Attempt.loads(line) for line in (text("attempts") or "").split("\n") if line)
+    exit_code, result = text("exit_code"), text("result")
+    return Record(
+        id=job_id, state=State(text("state") or "SUBMITTED"), queue=text("queue") or "", image=text("image") or "",
+        name=text("name") or "", priority=int(number("priority") or 0), vcpus=(number("mc") or 0) / 1000,
+        memory_mib=int(number("mem") or 0), gpus=int(number("gpu") or 0), disk_gib=(number("disk") or 0) / 1024,
+        created=(number("created") or 0) / 1000, started=_to_s(number("started")), ended=_to_s(number("ended")),
+        node=text("node") or (attempts[-1].node if attempts else None), exit_code=int(exit_code) if exit_code else None,
+        reason=text("reason") or "", attempts=attempts, losses=int(number("losses") or 0), cancelling=b"cancel" in h,
+        result=json.loads(result) if result else None, log=text("log"), progress=text("progress") or "")
+
+
+def _to_ms(seconds: float | None) -> int | None:
+    return None if seconds is None else int(seconds * 1000)
+
+
+def _to_s(ms: float | None) -> float | None:
+    return None if ms is None else ms / 1000

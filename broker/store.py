@@ -1,0 +1,268 @@
+"""The yard in Redis: the record of every job and the only door to it. Every move is one Redis function call.
+
+A call may be repeated after a lost reply: each function knows its own repeat. All raise BrokerUnavailable when Redis
+does not answer, and then nothing is known of whether the move was made.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import redis
+
+from . import config, keys
+from .config import Config
+from .errors import BrokerUnavailable, InvalidConfig, NotFound
+from .functions import Arg, Functions, connect
+from .message import Document
+from .record import Attempt, Claimed, Record, from_hash
+from .recorder import Effect, flat
+from .seal import KeyRing
+from .state import State
+
+CancelAnswer = Literal["stored", "ended", "cancelled", "running", "stopping"]
+KEEP_CANCEL_S = 86400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Incoming:
+    """One message of a producer's list, read. kind: job (it may run), end (fails at the door), dead (is no job)."""
+
+    list_key: str
+    raw: bytes
+    kind: Literal["job", "end", "dead"]
+    reason: str = ""
+    id: str = ""
+    queue: str = ""
+    priority: int = 0
+    vcpus: float = 0
+    memory_mib: int = 0
+    gpus: int = 0
+    disk_gib: float = 0
+    eta_ms: int = 0
+    expires_ms: int = 0
+    chord_key: str = ""
+    clear: Mapping[str, str] | None = None
+    document: bytes = b""
+
+    def arguments(self) -> list[Arg]:
+        """As `by_intake` reads them. vCPUs in thousandths, disk in MiB, rounded up."""
+        clear = {**(self.clear or {}), **({"reason": self.reason} if self.reason else {})}
+        return [self.list_key, self.raw, self.kind, self.id, self.queue, self.priority, _up(self.vcpus * 1000),
+                self.memory_mib, self.gpus, _up(self.disk_gib * 1024), self.eta_ms, self.expires_ms, self.chord_key,
+                json.dumps(clear), self.reason if self.kind == "dead" else self.document]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Free:
+    """What a node has free."""
+
+    vcpus: float
+    memory_mib: int
+    gpus: int
+    disk_gib: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Depth:
+    """Jobs of a queue that wait: in the producers' lists, in the index, for their eta."""
+
+    lists: int
+    index: int
+    delayed: int
+
+    @property
+    def total(self) -> int:
+        return self.lists + self.index + self.delayed
+
+
+class Yard:
+    """One Redis database, opened with the yard's keys (which seal what producers sent)."""
+
+    def __init__(self, url: str, ring: KeyRing, **options: Any) -> None:
+        self.url, self.ring = url, ring
+        self.redis = connect(url, **options)
+        self._functions = Functions(self.redis)
+
+    def prepare(self) -> None:
+        """Loads the functions and checks the server. Raises InvalidConfig, BrokerUnavailable."""
+        self._functions.load()
+        try:
+            policy = self.redis.config_get("maxmemory-policy").get("maxmemory-policy")
+            if policy != "noeviction":
+                raise InvalidConfig(f"Redis evicts keys (maxmemory-policy {policy}), so jobs would vanish; "
+                                    "set maxmemory-policy noeviction")
+            events = self.redis.config_get("notify-keyspace-events").get("notify-keyspace-events") or ""
+            if "K" not in events or not {"l", "A"} & set(events):
+                self.redis.config_set("notify-keyspace-events", "".join({*events, "K", "l"}))
+        except redis.ResponseError:
+            pass  # CONFIG is not for us on this server: intake then looks by the clock
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            raise BrokerUnavailable(f"Redis does not answer: {error}") from error
+
+    # -- configuration
+    def configure(self, value: Config) -> None:
+        self._read("SET", keys.CONFIG, value.model_dump_json())
+
+    def config(self) -> Config:
+        """Raises NotFound when no controller has ever run on this Redis."""
+        text = self._read("GET", keys.CONFIG)
+        if text is None:
+            raise NotFound("this Redis holds no yard yet; start `batchyard up` or `batchyard controller` on it")
+        return config.parse(json.loads(text), "the yard's configuration")
+
+    # -- doors
+    def intake(self, messages: Iterable[Incoming]) -> int:
+        """Messages out of their lists into records, at most 64 a call. Returns how many were taken."""
+        return int(self._call("intake", *(a for m in messages for a in m.arguments())))
+
+    def cancel(self, job_id: str, reason: str, *, terminate: bool) -> CancelAnswer:
+        answer: CancelAnswer = self._call("cancel", job_id, reason, int(terminate), KEEP_CANCEL_S).decode()
+        return answer
+
+    # -- moves of a node
+    def claim(self, node: str, claim_id: str, free: Free, queues: Sequence[str], *, lease_s: float,
+              count: int = 1) -> tuple[bool, list[Claimed]]:
+        """(ask again at once, jobs). The same claim_id gets the same answer."""
+        more, *jobs = self._call("claim", node, claim_id, int(lease_s * 1000), int(free.vcpus * 1000 + 1e-6),
+                                 free.memory_mib, free.gpus, int(free.disk_gib * 1024), count, *queues)
+        return bool(more), [Claimed(id=j[0].decode(), token=j[1].decode(), attempt=int(j[2]), document=j[3],
+                                    queue=j[4].decode())
+                            for j in jobs]
+
+    def held(self, node: str) -> list[Claimed]:
+        """What Redis says that this node holds."""
+        return [Claimed(id=i.decode(), token=token.decode(), attempt=int(n), document=document, queue=queue.decode(), cancel=cancel.decode(),
+                        started=int(started) / 1000 if started else None)
+                for i, token, n, document, queue, cancel, started in self._call("held", node)]
+
+    def start(self, job: Claimed, *, started_s: float, celery: str, expires_s: int) -> bool:
+        """STARTING → RUNNING, with Celery's STARTED result (or ''). False: the lease is lost."""
+        return bool(self._call("start", job.id, job.token, int(started_s * 1000), celery, expires_s))
+
+    def renew(self, node: str, about: Mapping[str, str], held: Mapping[str, str], *,
+              lease_s: float) -> list[tuple[str, Literal["lost", "cancel"], str]]:
+        """The node's heartbeat and all of its leases (id → token) in one call; what there is to be told of them."""
+        args = [a for pair in held.items() for a in pair]
+        out = [x.decode() for x in self._call("renew", node, int(lease_s * 1000), json.dumps(dict(about)), *args)]
+        return [(out[i], out[i + 1], out[i + 2]) for i in range(0, len(out), 3)]  # type: ignore[misc]
+
+    def leave(self, node: str) -> bool:
+        """Takes a node that holds nothing off the list."""
+        return bool(self._call("leave", node))
+
+    def settle(self, job: Claimed, state: State, attempt: Attempt, fields: Mapping[str, str], effects: list[Effect], *,
+               retention_s: int) -> bool:
+        """The end of a job, with all that follows. False: the lease is lost and nothing was written."""
+        return bool(self._call("settle", job.id, job.token, state.value, json.dumps(dict(fields)), attempt.dumps(),
+                               retention_s, *flat(effects)))
+
+    def give_back(self, job: Claimed, attempt: Attempt | None, *, fields: Mapping[str, str] | None = None) -> bool:
+        """Back to its old place in the queue. False: the lease is lost."""
+        counted = attempt is not None and attempt.counted
+        return bool(self._call("giveback", job.id, job.token, int(counted), attempt.dumps() if attempt else "",
+                               json.dumps(dict(fields or {}))))
+
+    def progress(self, job_id: str, text: str) -> None:
+        """What the job does just now, for people."""
+        self._read("HSET", keys.job(job_id), "progress", text)
+
+    # -- moves of the controller
+    def tick(self, queues: Sequence[str], *, lease_s: float, limit: int = 64) -> list[int]:
+        """What time brings about: [reaped, due, expired, forgotten]."""
+        return [int(n) for n in self._call("tick", int(lease_s * 1000), limit, *queues)]
+
+    def outbox(self) -> dict[str, dict[str, Any]]:
+        """Entries by field: `end:<id>` and `body:<chord key>`. A bounded number, oldest or not."""
+        _, found = self._read("HSCAN", keys.OUTBOX, 0, "COUNT", 64)
+        pairs = found.items() if isinstance(found, dict) else zip(found[::2], found[1::2], strict=True)
+        return {k.decode(): json.loads(v) for k, v in pairs}
+
+    def finish(self, job_id: str, state: State, fields: Mapping[str, str], effects: list[Effect], *,
+               retention_s: int) -> bool:
+        """The end of a job outside a node. False: another call did it."""
+        return bool(self._call("finish", job_id, state.value, json.dumps(dict(fields)), retention_s, *flat(effects)))
+
+    def deliver(self, field: str, effects: list[Effect]) -> bool:
+        return bool(self._call("deliver", field, *flat(effects)))
+
+    # -- looking
+    def depth(self, queues: Sequence[str]) -> dict[str, Depth]:
+        flat_ = [int(n) for n in self._call("depth", *queues)]
+        return {q: Depth(lists=flat_[3 * i], index=flat_[3 * i + 1], delayed=flat_[3 * i + 2])
+                for i, q in enumerate(queues)}
+
+    def record(self, job_id: str) -> Record:
+        """Raises NotFound."""
+        found = self._read("HGETALL", keys.job(job_id))
+        if not found:
+            raise NotFound(f'no job "{job_id}"; it was never taken in, or its record has expired')
+        return from_hash(job_id, found)
+
+    def document(self, job_id: str) -> Document:
+        """Raises NotFound, IntegrityError."""
+        sealed = self._read("HGET", keys.job(job_id), "doc")
+        if sealed is None:
+            raise NotFound(f'no job "{job_id}"')
+        return self.open(job_id, sealed)
+
+    def open(self, job_id: str, sealed: bytes) -> Document:
+        """The document of a claimed job. Raises IntegrityError."""
+        return Document.loads(self.ring.open(sealed, job_id.encode()))
+
+    def recent(self, limit: int) -> list[Record]:
+        """The newest jobs, newest first."""
+        ids = [i.decode() for i in self._read("ZREVRANGE", keys.JOBS, 0, limit - 1)]
+        pipe = self.redis.pipeline(transaction=False)
+        for job_id in ids:
+            pipe.hgetall(keys.job(job_id))
+        return [from_hash(i, h) for i, h in zip(ids, self.guard(pipe.execute), strict=True) if h]
+
+    def nodes(self) -> dict[str, dict[str, str]]:
+        """Fields of each node that has beaten, with `seen` in seconds since the epoch and `jobs` it holds."""
+        out = {}
+        for name, ms in self.guard(lambda: self.redis.zrange(keys.NODES, 0, -1, withscores=True)):
+            fields = {k.decode(): v.decode() for k, v in self._read("HGETALL", keys.node(name.decode())).items()}
+            hidden = [k for k in fields if k in {"claim", "claimed"} or k.startswith("at:")]
+            for k in hidden:
+                del fields[k]
+            jobs = self._read("SCARD", keys.node_jobs(name.decode()))
+            out[name.decode()] = {**fields, "seen": f"{ms / 1000:.3f}", "jobs": str(jobs)}
+        return out
+
+    def now_s(self) -> float:
+        """Redis TIME."""
+        seconds, micros = self.guard(self.redis.time)
+        return float(seconds) + float(micros) / 1e6
+
+    # -- dead letters
+    def dead_letters(self) -> dict[str, dict[str, Any]]:
+        """number → {at (ms), reason, list, raw}."""
+        found = self._read("HGETALL", keys.DEAD)
+        return {k.decode(): json.loads(v.decode("utf-8", "replace"), strict=False) for k, v in
+                sorted(found.items(), key=lambda kv: int(kv[0]))}
+
+    def drop_dead_letters(self, numbers: Sequence[str]) -> int:
+        return int(self._read("HDEL", keys.DEAD, *numbers)) if numbers else 0
+
+    # -- edges
+    def _call(self, name: str, *args: Arg) -> Any:
+        return self._functions.call(name, *args)
+
+    def _read(self, *command: Arg) -> Any:
+        return self.guard(lambda: self.redis.execute_command(*command))
+
+    @staticmethod
+    def guard(act: Any) -> Any:
+        try:
+            return act()
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            raise BrokerUnavailable(f"Redis does not answer: {error}") from error
+
+
+def _up(value: float) -> int:
+    return math.ceil(round(value, 6))  # 0.1 * 1000 is not 101

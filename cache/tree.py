@@ -1,0 +1,136 @@
+"""Directories as blobs: each file a blob, and a manifest that lists them, itself a blob of kind "tree"."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from batchyard.broker.errors import InputError, IntegrityError, OutputError
+
+from .beneath import kind_of, looked_at, reading
+from .digest import Blob, Digest
+from .manifest import MOST_BYTES, MOST_DEPTH, MOST_ENTRIES, BadEntry, Directory, Entry, File, Symlink, decode, encode
+from .newfile import PREFIX, local_disk
+from .sealed import BlobStore
+
+_EXECUTABLE = 0o111
+
+
+def put_tree(blobs: BlobStore, root: Path | int) -> Blob:
+    """Keep a directory, given as a path or an open directory, durable when it returns.
+
+    Follows no symlink and reads nothing outside of `root`, whatever changes meanwhile. OutputError: a fifo, socket or
+    device in it, a symlink that does not lead to something in it, a file that cannot be read or changes.
+    """
+    if isinstance(root, int):
+        return _put(blobs, root)
+    try:
+        fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise OutputError(f'"{root}" cannot be read as a directory: {error.strerror}') from error
+    try:
+        return _put(blobs, fd)
+    finally:
+        os.close(fd)
+
+
+def _put(blobs: BlobStore, root: int) -> Blob:
+    entries: list[Entry] = []
+    try:
+        _walk(blobs, root, "", entries)
+        return blobs.put_bytes(encode(entries), "tree")
+    except BadEntry as error:
+        raise OutputError(str(error)) from error
+
+
+def _walk(blobs: BlobStore, folder: int, prefix: str, entries: list[Entry]) -> None:
+    with _readable(prefix or "."):
+        names = sorted(os.listdir(folder))
+    for name in names:
+        path = prefix + name
+        if len(entries) >= MOST_ENTRIES:
+            raise BadEntry(".", f"has more than {MOST_ENTRIES} entries; publish it as an archive")
+        if path.count("/") >= MOST_DEPTH:  # `encode` refuses it too, but here it bounds the open directories
+            raise BadEntry(path, "is too deep; publish it as an archive")
+        with _readable(path), looked_at(name, folder) as (found, status):
+            if stat.S_ISDIR(status.st_mode):
+                entries.append(Directory(path=path))
+                with reading(found) as fd:
+                    _walk(blobs, fd, path + "/", entries)
+            elif stat.S_ISREG(status.st_mode):
+                with reading(found) as fd:
+                    blob = blobs.put_fd(fd)
+                executable = bool(status.st_mode & _EXECUTABLE)
+                entries.append(File(path=path, digest=blob.digest, size=blob.size, executable=executable))
+            elif stat.S_ISLNK(status.st_mode):
+                entries.append(Symlink(path=path, target=os.readlink("", dir_fd=found)))
+            else:
+                raise BadEntry(path, f"is {kind_of(status.st_mode)}; only files, directories and symlinks are kept")
+
+
+@contextmanager
+def _readable(path: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise OutputError(f"{path[:200]!r} went away while it was read; wait for what writes it") from None
+    except IntegrityError:  # the only one of a put
+        raise OutputError(f"{path[:200]!r} changed while it was read; wait for what writes it") from None
+    except OSError as error:
+        raise OutputError(f"{path[:200]!r} cannot be read: {error.strerror}") from error
+
+
+def fetch_tree(blobs: BlobStore, digest: Digest, dest: Path) -> int:
+    """Make the directory `dest` with the tree in it; it appears whole or not at all. Gives the bytes in its files.
+
+    Files get mode 0444, or 0555 if executable; directories 0755. `dest` must not exist, but its parent must.
+    InputError: not a tree, a hostile one, or `dest` exists. Else as `BlobStore.fetch`.
+    """
+    entries = decode(blobs.read_bytes(digest, MOST_BYTES), digest)
+    if os.path.lexists(dest):
+        raise InputError(f'"{dest}" exists already; choose another place for tree {digest}')
+    building = dest.parent / (PREFIX + secrets.token_hex(12))
+    try:
+        with local_disk(dest.parent):
+            building.mkdir(mode=0o700)
+        _build(blobs, entries, building)
+        with local_disk(dest):
+            building.chmod(0o755)
+            os.rename(building, dest)
+    except BaseException:
+        with suppress(OSError):
+            remove_tree(building)
+        raise
+    return sum(entry.size for entry in entries if isinstance(entry, File))
+
+
+def _build(blobs: BlobStore, entries: tuple[Entry, ...], top: Path) -> None:
+    # symlinks last: nothing is ever written through one
+    for entry in entries:
+        match entry:
+            case Directory():
+                with local_disk(top):
+                    (top / entry.path).mkdir()
+                    (top / entry.path).chmod(0o755)
+            case File():
+                blobs.fetch(entry.digest, entry.size, top / entry.path, 0o555 if entry.executable else 0o444)
+            case Symlink():
+                pass
+    for entry in entries:
+        if isinstance(entry, Symlink):
+            with local_disk(top):
+                os.symlink(entry.target, top / entry.path)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory, also with read-only directories in it; fine if there is none."""
+    for folder, _, _ in os.walk(path):
+        with suppress(OSError):
+            os.chmod(folder, 0o700)
+    with suppress(FileNotFoundError):
+        shutil.rmtree(path)

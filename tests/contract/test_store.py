@@ -1,0 +1,264 @@
+"""One suite for every store: what `cache/store.py` says that a store must do."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from batchyard.broker.errors import DiskFull, IntegrityError, NotFound
+from batchyard.broker.seal import Readable
+from batchyard.cache.disk import DirectoryStore
+from batchyard.cache.memory import MemoryStore
+from batchyard.cache.store import Store
+
+NAME = "ab" * 32
+OTHER = "cd" * 32
+
+
+@pytest.fixture(params=["memory", "directory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return MemoryStore() if request.param == "memory" else DirectoryStore(tmp_path / "store")
+
+
+def put(store: Store, name: str, data: bytes) -> bool:
+    return store.put_if_absent(name, io.BytesIO(data), len(data))
+
+
+def read(store: Store, name: str) -> bytes:
+    pieces, buffer = bytearray(), bytearray(1000)
+    with store.get(name) as reader:
+        while count := reader.readinto(memoryview(buffer)):
+            pieces += buffer[:count]
+    return bytes(pieces)
+
+
+class Source:
+    """Gives pieces; calls what is between them."""
+
+    def __init__(self, *steps: bytes | Callable[[], None]) -> None:
+        self._steps = list(steps)
+        self.was_read = False
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        self.was_read = True
+        while self._steps:
+            step = self._steps.pop(0)
+            if isinstance(step, bytes):
+                buffer[: len(step)] = step
+                return len(step)
+            step()
+        return 0
+
+
+@pytest.mark.parametrize("size", [0, 1, 999, 1 << 20, (1 << 20) + 1, 3_000_001])
+def test_what_was_put_can_be_read(store: Store, size: int) -> None:
+    data = os.urandom(size)
+    assert put(store, NAME, data)
+    assert read(store, NAME) == data
+    assert store.stat(NAME) == size
+
+
+def test_the_first_put_of_a_name_stays_and_the_second_source_is_not_read(store: Store) -> None:
+    second = Source(b"second")
+    assert put(store, NAME, b"first")
+    assert not store.put_if_absent(NAME, second, 6)
+    assert not second.was_read
+    assert read(store, NAME) == b"first"
+
+
+def test_what_is_absent_is_not_found(store: Store) -> None:
+    put(store, OTHER, b"x")
+    with pytest.raises(NotFound), store.get(NAME):
+        pass
+    assert store.stat(NAME) is None
+
+
+def test_delete_removes_once_and_is_fine_twice(store: Store) -> None:
+    put(store, NAME, b"x")
+    put(store, OTHER, b"y")
+    store.delete(NAME)
+    store.delete(NAME)
+    assert store.stat(NAME) is None
+    assert list(store.names()) == [OTHER]
+    assert put(store, NAME, b"again")
+    assert read(store, NAME) == b"again"
+
+
+def test_names_are_those_of_all_objects(store: Store) -> None:
+    names = {f"{number:064x}" for number in range(20)} | {NAME, OTHER}
+    for name in names:
+        put(store, name, b"x")
+    assert sorted(store.names()) == sorted(names)
+
+
+@pytest.mark.parametrize("name", ["", "ab", "AB" * 32, "../" + "a" * 61, "a" * 65, "a" * 64 + "\n", "/" + "a" * 63])
+def test_a_name_that_is_not_64_hex_digits_is_refused(store: Store, name: str) -> None:
+    with pytest.raises(ValueError, match="not an object name"):
+        put(store, name, b"x")
+    with pytest.raises(ValueError, match="not an object name"):
+        store.stat(name)
+    with pytest.raises(ValueError, match="not an object name"):
+        store.delete(name)
+    with pytest.raises(ValueError, match="not an object name"), store.get(name):
+        pass
+
+
+def test_a_source_that_raises_leaves_nothing(store: Store, tmp_path: Path) -> None:
+    def fail() -> None:
+        raise IntegrityError("changed")
+
+    with pytest.raises(IntegrityError, match="changed"):
+        store.put_if_absent(NAME, Source(b"half", fail), 8)
+    assert list(store.names()) == []
+    assert files_under(tmp_path) == []
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_a_source_of_another_size_leaves_nothing(store: Store, tmp_path: Path, size: int) -> None:
+    with pytest.raises(IntegrityError, match="gave"):
+        store.put_if_absent(NAME, io.BytesIO(b"four"), size)
+    assert list(store.names()) == []
+    assert files_under(tmp_path) == []
+
+
+def test_nothing_is_visible_before_the_put_is_whole(store: Store) -> None:
+    seen: list[object] = []
+
+    def look() -> None:
+        seen.extend([store.stat(NAME), list(store.names())])
+
+    assert store.put_if_absent(NAME, Source(b"half", look, b"more"), 8)
+    assert seen == [None, []]
+    assert read(store, NAME) == b"halfmore"
+
+
+def test_one_of_two_puts_at_once_makes_the_object(store: Store) -> None:
+    made: list[bool] = []
+    assert store.put_if_absent(NAME, Source(b"out", lambda: made.append(put(store, NAME, b"in!")), b"er"), 5) is False
+    assert made == [True]
+    assert read(store, NAME) == b"in!"
+
+
+def test_many_threads_putting_one_name_make_it_once(store: Store) -> None:
+    barrier = threading.Barrier(8)
+    made: list[bool] = []
+
+    def putting(number: int) -> None:
+        barrier.wait(10)
+        made.append(put(store, NAME, bytes([number]) * 100_000))
+
+    threads = [threading.Thread(target=putting, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(made) == [False] * 7 + [True]
+    assert len(set(read(store, NAME))) == 1
+
+
+def test_a_read_that_has_begun_gives_only_its_own_object(store: Store) -> None:
+    put(store, NAME, b"a" * 3_000_000)
+    buffer = memoryview(bytearray(1000))
+    with store.get(NAME) as reader:
+        reader.readinto(buffer)
+        store.delete(NAME)
+        put(store, NAME, b"b" * 3_000_000)
+        rest = rest_of(reader)
+    assert set(rest) <= {ord("a")}
+
+
+def rest_of(reader: Readable) -> bytes:
+    pieces, buffer = bytearray(), bytearray(1 << 16)
+    while count := reader.readinto(memoryview(buffer)):
+        pieces += buffer[:count]
+    return bytes(pieces)
+
+
+# What only a directory can show
+
+
+def files_under(path: Path) -> list[Path]:
+    return [found for found in path.rglob("*") if not found.is_dir()]
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from batchyard.cache.disk import DirectoryStore
+
+class Stuck:
+    def readinto(self, buffer):
+        if not hasattr(self, "begun"):
+            self.begun = True
+            buffer[:4] = b"half"
+            return 4
+        print("half", flush=True)
+        sys.stdin.read()
+        return 0
+
+DirectoryStore(Path(sys.argv[1])).put_if_absent("ab" * 32, Stuck(), 1 << 20)
+"""
+
+
+def test_a_writer_killed_in_the_middle_leaves_nothing_visible_and_is_swept_when_old(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+    ) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"half\n"
+        writer.send_signal(signal.SIGKILL)
+    [left] = files_under(tmp_path)
+    written_s = left.stat().st_mtime
+
+    young = DirectoryStore(tmp_path, sweep_after_s=60, now_s=written_s + 59)
+    assert list(young.names()) == []
+    assert young.stat(NAME) is None
+    assert files_under(tmp_path) == [left]
+
+    old = DirectoryStore(tmp_path, sweep_after_s=60, now_s=written_s + 61)
+    assert files_under(tmp_path) == []
+    assert put(old, NAME, b"whole")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    if os.geteuid() != 0:
+        pytest.skip("a small tmpfs needs root")
+    disk = tmp_path / "small"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], check=False)
+    if mounted.returncode:
+        pytest.skip("mount of a tmpfs is not permitted here")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(small_disk: Path) -> None:
+    store = DirectoryStore(small_disk)
+    with pytest.raises(DiskFull, match="no space left for"):
+        put(store, NAME, os.urandom(4 << 20))
+    assert files_under(small_disk) == []
+    assert put(store, NAME, os.urandom(1 << 20))
+
+
+def test_an_object_survives_a_new_store_on_the_same_directory(tmp_path: Path) -> None:
+    put(DirectoryStore(tmp_path), NAME, b"x")
+    assert read(DirectoryStore(tmp_path), NAME) == b"x"
+
+
+def test_a_planted_fifo_does_not_block_a_read(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path)
+    os.mkfifo(tmp_path / "objects" / "ab" / NAME)
+    assert read(store, NAME) == b""

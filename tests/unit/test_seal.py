@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import threading
+from pathlib import Path
+
+import pytest
+
+from batchyard.broker.errors import IntegrityError, InvalidConfig
+from batchyard.broker.seal import KeyRing, SealUnknown
+
+
+def digest_of(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def sealed(ring: KeyRing, data: bytes, *, chunk_bytes: int = 64) -> bytes:
+    return ring.seal_stream(io.BytesIO(data), digest_of(data), len(data), chunk_bytes=chunk_bytes).read()
+
+
+def opened(ring: KeyRing, stream: bytes, digest: str, size: int | None = None) -> bytes:
+    out = bytearray()
+    ring.open_stream(io.BytesIO(stream), digest, size, out.extend)
+    return bytes(out)
+
+
+# Key files
+
+
+def test_a_created_key_file_loads_and_opens_what_was_sealed(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "keys.json"
+    made = KeyRing.create(path)
+    loaded = KeyRing.load(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert loaded.open(made.seal(b"spec", b"job-1"), b"job-1") == b"spec"
+    assert loaded.name(digest_of(b"x")) == made.name(digest_of(b"x"))
+    assert os.listdir(path.parent) == ["keys.json"]
+
+
+def test_create_keeps_an_existing_key_file(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    KeyRing.create(path)
+    before = path.read_bytes()
+    with pytest.raises(InvalidConfig, match="exists already"):
+        KeyRing.create(path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("mode", [0o604, 0o640, 0o620, 0o644, 0o666])
+def test_a_key_file_open_to_others_is_refused(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "keys.json"
+    KeyRing.create(path)
+    path.chmod(mode)
+    for use in (KeyRing.load, KeyRing.load_or_create, KeyRing.rotate):
+        with pytest.raises(InvalidConfig, match=f"mode {mode:04o}, open to others; run chmod 600"):
+            use(path)
+
+
+def test_a_missing_key_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig, match=r'key file ".*keys.json" is missing'):
+        KeyRing.load(tmp_path / "keys.json")
+
+
+def test_many_at_once_load_or_create_one_ring(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    barrier = threading.Barrier(8)
+    currents: list[str] = []
+
+    def start() -> None:
+        barrier.wait(10)
+        currents.append(KeyRing.load_or_create(path).current)
+
+    threads = [threading.Thread(target=start) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(currents) == 8
+    assert len(set(currents)) == 1
+    assert os.listdir(tmp_path) == ["keys.json"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"version": 2}', "\x00", "[" * 100_000])
+def test_a_damaged_key_file_is_refused_without_showing_it(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "keys.json"
+    path.write_text(text)
+    path.chmod(0o600)
+    with pytest.raises(InvalidConfig, match="key file"):
+        KeyRing.load(path)
+
+
+def test_a_changed_key_does_not_load_under_its_old_id(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    KeyRing.create(path)
+    data = json.loads(path.read_text())
+    other = KeyRing.new()
+    [(key_id, secret)] = data["keys"].items()
+    data["keys"][key_id] = ("A" if secret[0] != "A" else "B") + secret[1:]
+    path.write_text(json.dumps(data))
+    with pytest.raises(InvalidConfig, match="is damaged") as caught:
+        KeyRing.load(path)
+    assert secret[1:20] not in str(caught.value)
+    assert other.current != key_id
+
+
+def test_rotation_seals_under_a_new_key_opens_the_old_and_keeps_names(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    before = KeyRing.create(path)
+    message, stream = before.seal(b"m", b"a"), sealed(before, b"data")
+    after = KeyRing.rotate(path)
+    assert after.current != before.current
+    assert KeyRing.load(path).current == after.current
+    assert after.open(message, b"a") == b"m"
+    assert opened(after, stream, digest_of(b"data")) == b"data"
+    assert after.name(digest_of(b"data")) == before.name(digest_of(b"data"))
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_ring_shows_no_secret(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    ring = KeyRing.create(path)
+    for secret in [*json.loads(path.read_text())["keys"].values(), *json.loads(path.read_text())["names"].values()]:
+        assert secret[:10] not in repr(ring)
+
+
+# Names
+
+
+def test_names_are_64_hex_digits_that_depend_on_ring_and_digest() -> None:
+    ring, other = KeyRing.new(), KeyRing.new()
+    one, two = digest_of(b"1"), digest_of(b"2")
+    assert re.fullmatch("[0-9a-f]{64}", ring.name(one))
+    assert len({ring.name(one), ring.name(two), other.name(one), one.removeprefix("sha256:")}) == 4
+
+
+# Messages
+
+
+def test_a_message_opens_only_about_the_same_thing() -> None:
+    ring = KeyRing.new()
+    message = ring.seal(b"spec", b"job-1")
+    assert b"spec" not in message
+    assert ring.open(message, b"job-1") == b"spec"
+    with pytest.raises(IntegrityError, match="does not open"):
+        ring.open(message, b"job-2")
+
+
+def test_a_message_under_a_missing_key_names_the_key() -> None:
+    ring = KeyRing.new()
+    later = ring.rotated()
+    with pytest.raises(SealUnknown, match=later.current):
+        ring.open(later.seal(b"spec", b"job-1"), b"job-1")
+
+
+def test_two_seals_of_one_message_differ() -> None:
+    ring = KeyRing.new()
+    assert ring.seal(b"spec", b"a") != ring.seal(b"spec", b"a")
+
+
+# Streams
+
+
+@pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 128, 1000, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 3_000_000])
+def test_a_stream_opens_to_what_was_sealed(size: int) -> None:
+    ring, data = KeyRing.new(), os.urandom(size)
+    for chunk_bytes in (1 << 12, 1 << 20):
+        sealing = ring.seal_stream(io.BytesIO(data), digest_of(data), size, chunk_bytes=chunk_bytes)
+        stream = sealing.read()
+        assert len(stream) == sealing.length
+        assert opened(ring, stream, digest_of(data), size) == data
+        with io.BufferedReader(ring.opening(io.BytesIO(stream), digest_of(data)), 1000) as reader:
+            assert reader.read() == data
+
+
+def test_the_size_is_authentic_before_the_first_read() -> None:
+    ring = KeyRing.new()
+    stream = sealed(ring, b"x" * 1000)
+    assert ring.opening(io.BytesIO(stream), digest_of(b"x" * 1000)).size == 1000
+    with pytest.raises(IntegrityError, match="1000 bytes, not 999"):
+        opened(ring, stream, digest_of(b"x" * 1000), 999)
+
+
+def test_a_swapped_blob_is_refused() -> None:
+    ring = KeyRing.new()
+    stream = sealed(ring, b"a" * 100)
+    with pytest.raises(IntegrityError, match="does not open at chunk 0"):
+        opened(ring, stream, digest_of(b"b" * 100))
+
+
+def test_reordered_chunks_are_refused() -> None:
+    ring, data = KeyRing.new(), os.urandom(64 * 4)
+    stream = sealed(ring, data)
+    head = len(stream) - 4 * 80
+    chunks = [stream[at : at + 80] for at in range(head, len(stream), 80)]
+    chunks[1], chunks[2] = chunks[2], chunks[1]
+    with pytest.raises(IntegrityError, match="does not open at chunk 1"):
+        opened(ring, stream[:head] + b"".join(chunks), digest_of(data))
+
+
+def test_a_stream_cut_at_a_chunk_is_refused_and_gave_only_its_true_beginning() -> None:
+    ring, data = KeyRing.new(), os.urandom(64 * 4)
+    out = bytearray()
+    with pytest.raises(IntegrityError, match="cut short in chunk 3"):
+        ring.open_stream(io.BytesIO(sealed(ring, data)[:-80]), digest_of(data), None, out.extend)
+    assert data.startswith(out)
+
+
+def test_bytes_after_the_end_are_refused() -> None:
+    ring = KeyRing.new()
+    with pytest.raises(IntegrityError, match="after its end"):
+        opened(ring, sealed(ring, b"data") + b"x", digest_of(b"data"))
+
+
+def test_a_stream_under_a_missing_key_names_the_key() -> None:
+    ring = KeyRing.new()
+    later = ring.rotated()
+    with pytest.raises(SealUnknown, match=later.current):
+        opened(ring, sealed(later, b"data"), digest_of(b"data"))
+
+
+@pytest.mark.parametrize("now", [b"dat", b"datb", b"data+"])
+def test_bytes_that_changed_since_they_were_hashed_never_make_a_whole_stream(now: bytes) -> None:
+    ring = KeyRing.new()
+    sealing = ring.seal_stream(io.BytesIO(now), digest_of(b"data"), 4)
+    with pytest.raises(IntegrityError, match="while they were read"):
+        sealing.read()
+
+
+def test_a_size_that_was_forged_into_the_header_allocates_and_gives_nothing() -> None:
+    ring = KeyRing.new()
+    stream = bytearray(sealed(ring, b"data"))
+    stream[14:22] = (1 << 40).to_bytes(8, "big")
+    with pytest.raises(IntegrityError, match="damaged header"):
+        opened(ring, bytes(stream), digest_of(b"data"))
+
+
+@pytest.mark.parametrize("chunk_bytes", [0, 1, 32, 100, 1 << 25])
+def test_a_chunk_size_out_of_range_is_refused(chunk_bytes: int) -> None:
+    with pytest.raises(ValueError, match="power of two"):
+        KeyRing.new().seal_stream(io.BytesIO(), digest_of(b""), 0, chunk_bytes=chunk_bytes)

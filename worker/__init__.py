@@ -1,0 +1,1 @@
+"""A node: claims what fits, stages inputs, runs containers, ships logs, publishes outputs."""

@@ -1,0 +1,61 @@
+"""What an earlier process of this node left: containers to go on with, others to remove, folders to sweep."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+
+from batchyard.broker.record import Claimed
+
+from .container import owner_labels
+from .engine import Listed
+from .tools import Tools
+
+log = logging.getLogger(__name__)
+
+
+class Adoption:
+    """A container is gone on with when Redis says that this node still holds its job under its token."""
+
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
+
+    def take_up(self, take: Callable[[Claimed, Listed | None], None]) -> None:
+        """Once, before the first claim. A held job without a container goes back to its queue, no attempt used.
+
+        Raises BrokerUnavailable, EngineUnavailable: call again.
+        """
+        tools = self._tools
+        held = {(c.id, c.token): c for c in tools.yard.held(tools.options.name)}
+        folders = set()
+        for listed in tools.engine.list(owner_labels(tools.yard_id, tools.options.name)):
+            claimed = held.pop((listed.labels.get("batchyard.job", ""), listed.labels.get("batchyard.token", "")), None)
+            if claimed is None or not listed.started:
+                tools.engine.remove(listed.id)
+                if claimed is not None:
+                    tools.yard.give_back(claimed, None)
+                continue
+            log.info("job %s: its container goes on here", claimed.id)
+            take(claimed, listed)
+            folders.add(claimed.token.partition(":")[0])
+        for claimed in held.values():
+            tools.yard.give_back(claimed, None)
+        self._sweep_folders(folders)
+
+    def sweep(self, known: Callable[[], set[tuple[str, str]]]) -> int:
+        """Removes ended containers that no run knows. known is asked after the listing. Raises EngineUnavailable."""
+        listed, removed = self._tools.engine.list(owner_labels(self._tools.yard_id, self._tools.options.name)), 0
+        runs = known()
+        for one in listed:
+            owner = (one.labels.get("batchyard.job", ""), one.labels.get("batchyard.token", ""))
+            if owner not in runs:
+                self._tools.engine.remove(one.id)
+                removed += 1
+        return removed
+
+    def _sweep_folders(self, epochs: set[str]) -> None:
+        jobs = self._tools.options.state / "jobs"
+        for folder in jobs.iterdir() if jobs.exists() else ():
+            if folder.name.rpartition(".")[2] not in epochs:
+                shutil.rmtree(folder, ignore_errors=True)

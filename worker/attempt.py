@@ -1,0 +1,264 @@
+"""The container of one attempt: image, inputs, start, wait, log, outputs. Knows nothing of Celery or of the record."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import TypeVar
+
+from batchyard.broker.errors import (
+    BatchyardError,
+    DiskFull,
+    EngineUnavailable,
+    ImageError,
+    NotFound,
+    StartError,
+    StoreUnavailable,
+    disk_full,
+)
+from batchyard.broker.job import WORK, Job
+from batchyard.broker.message import Document
+from batchyard.broker.record import Claimed
+from batchyard.cache.digest import Blob, Digest
+from batchyard.cache.outputs import publish
+
+from .capture import LogCapture
+from .container import Identity, container_spec
+from .engine import Bind, ContainerSpec, Exit, launch
+from .ledger import Allocation
+from .outcome import Fate, Outcome, Stop, decide
+from .staging import secrets_of, work_directory
+from .tools import Tools
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+STORE_PATIENCE_S = 120.0
+LOG_TAIL_BYTES = 4096
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,199}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """How an attempt ended. Times in epoch seconds; log_tail: the last of what the command wrote."""
+
+    outcome: Outcome
+    started: float | None
+    ended: float
+    outputs: dict[str, Blob] = field(default_factory=dict)
+    log: Blob | None = None
+    log_tail: str = ""
+
+
+class Execution:
+    """`run` is called once; `stop` from any thread. `started` is called when the container runs."""
+
+    def __init__(self, tools: Tools, claimed: Claimed, document: Document, job: Job, allocation: Allocation,
+                 container: str | None, on_start: Callable[[float], None]) -> None:
+        self._tools, self._claimed, self._document, self._job = tools, claimed, document, job
+        self._allocation, self._on_start = allocation, on_start
+        epoch = claimed.token.partition(":")[0]
+        self.folder = tools.options.state / "jobs" / f"{_file_name(claimed.id)}.{epoch}"
+        self.started = claimed.started
+        self._lock, self._over = threading.Lock(), threading.Event()
+        self._container, self._running = container, container is not None
+        self._stop: Stop | None = None
+        self._why = ""
+        self._secrets: dict[str, str] = {}
+
+    # -- from other threads
+    @property
+    def stopped(self) -> Stop | None:
+        return self._stop
+
+    def stop(self, stop: Stop, why: str, *, grace_s: float | None, first_signal: str) -> None:
+        with self._lock:
+            if self._stop is None or stop is Stop.LOST:
+                self._stop, self._why = stop, why
+            running = self._running
+        if running:
+            self._signal(first_signal, self._tools.options.stop_grace_s if grace_s is None else grace_s)
+
+    def _signal(self, name: str, grace_s: float) -> None:
+        container = self._container
+        assert container is not None
+
+        def act() -> None:
+            try:
+                self._tools.engine.signal(container, name)
+                if name != "SIGKILL" and not self._over.wait(grace_s):
+                    self._tools.engine.kill(container)
+            except BatchyardError as error:
+                log.warning("job %s could not be told to stop: %s", self._claimed.id, error)
+
+        threading.Thread(target=act, name="stop", daemon=True).start()
+
+    # -- on the slot's thread
+    def run(self) -> Finished:
+        """What goes wrong becomes the outcome's reason; nothing is raised for it."""
+        exit: Exit | None = None
+        error: BatchyardError | None = None
+        outputs: dict[str, Blob] = {}
+        capture: LogCapture | None = None
+        try:
+            with self._tools.stage.copies.pinned(self._digests()):
+                self._secrets = secrets_of(self._job, self._tools.options.secrets)
+                capture = self._log()
+                exit = self._ended(capture)
+                if exit is not None and exit.code == 0 and self._stop is None:
+                    outputs = self._patiently(self._publish)
+        except (BatchyardError, OSError) as caught:
+            error = caught if isinstance(caught, BatchyardError) else _told(caught)
+        self._over.set()
+        ended = exit.finished_at if exit is not None else time.time()
+        outcome = decide(exit=exit, error=error, stop=self._stop, why=self._why, attempt=self._claimed.attempt,
+                         attempts=self._job.attempts)
+        blob, tail = self._keep_log(capture, outcome)
+        return Finished(outcome=outcome, started=self.started, ended=ended, outputs=outputs, log=blob, log_tail=tail)
+
+    def remove(self) -> None:
+        """The container goes. May be called twice."""
+        if self._container is not None:
+            self._tools.engine.remove(self._container)
+
+    def _ended(self, capture: LogCapture) -> Exit | None:
+        """The container's exit; None when it was stopped before it ran."""
+        if self._container is None:
+            binds = self._patiently(lambda: self._stage(capture))
+            self._patiently(lambda: self._launch(capture, binds))
+        if self._container is None:
+            return None
+        engine, container = self._tools.engine, self._container
+        capture.attach(engine.log_source(container))
+        self._tools.poller.add(capture)
+        timer = self._timer()
+        try:
+            exit = engine.wait(container)
+        except NotFound:
+            return Exit(code=255, oom=False, started_at=self.started or time.time(), finished_at=time.time(),
+                        error="its container was removed by somebody else", interrupted=True)
+        finally:
+            self._tools.poller.discard(capture)
+            if timer is not None:
+                timer.cancel()
+        self.started = self.started or exit.started_at
+        return exit
+
+    def _timer(self) -> threading.Timer | None:
+        """Stops the attempt when its time is over, counted from its start, also in an earlier process."""
+        if self._job.timeout_s is None:
+            return None
+        left_s = (self.started or time.time()) + self._job.timeout_s - time.time()
+        timer = threading.Timer(max(0.0, left_s), self.stop, (Stop.TIMEOUT, ""),
+                                {"grace_s": None, "first_signal": "SIGTERM"})
+        timer.daemon = True
+        timer.start()
+        return timer
+
+    def _stage(self, capture: LogCapture) -> list[Bind]:
+        image = self._job.image
+        self._tools.puller.ensure(image, pulling=lambda: capture.platform(f"pulling image {image}"))
+        binds = self._tools.stage.binds(self._job)
+        if binds:
+            capture.platform(f"{len(self._job.inputs)} inputs staged")
+        return binds
+
+    def _launch(self, capture: LogCapture, binds: list[Bind]) -> None:
+        spec = self._spec(binds)
+
+        def created(container: str) -> None:
+            self._container = container
+
+        if self._stop is not None:
+            return
+        try:
+            launch(self._tools.engine, spec, say=capture.platform, created=created)
+        except BaseException as error:
+            self._container = None  # `launch` has removed it
+            if isinstance(error, ImageError):
+                self._tools.puller.forget(self._job.image)
+            raise
+        with self._lock:
+            self._running, stop = True, self._stop
+        self.started = time.time()
+        self._on_start(self.started)
+        if stop is not None:  # told between the last look and now
+            self._signal("SIGTERM", self._tools.options.stop_grace_s)
+
+    def _spec(self, binds: list[Bind]) -> ContainerSpec:
+        tools, job = self._tools, self._job
+        gpus = [gpu for gpu in tools.options.gpus if gpu.id in self._allocation.gpus]
+        identity = Identity(yard=tools.yard_id, node=tools.options.name, job_id=self._claimed.id,
+                            token=self._claimed.token, attempt=self._claimed.attempt, queue=self._claimed.queue,
+                            environment=tools.options.environment)
+        spec = container_spec(job, identity, work=str(self.folder / "work"), binds=binds, secrets=self._secrets,
+                              gpus=gpus, node_has_gpus=bool(tools.options.gpus))
+        work_directory(self.folder, spec.user)
+        return spec
+
+    def _log(self) -> LogCapture:
+        capture = LogCapture(self.folder / "log", mask=[v.encode() for v in self._secrets.values()],
+                             on_lines=self._tools.live.lines_of(self._claimed.id))
+        taken = "takes up" if self._container is not None else "takes"
+        capture.platform(f"node {self._tools.options.name} {taken} attempt {self._claimed.attempt}")
+        return capture
+
+    def _publish(self) -> dict[str, Blob]:
+        work = self.folder / "work"
+        return {name: publish(self._tools.blobs, work, str(PurePosixPath(path).relative_to(WORK)), name)
+                for name, path in self._job.outputs.items()}
+
+    def _keep_log(self, capture: LogCapture | None, outcome: Outcome) -> tuple[Blob | None, str]:
+        """The sealed log and its last lines. A log that cannot be kept does not change the outcome."""
+        if capture is None or outcome.fate is Fate.FORGET:
+            return None, ""
+        try:
+            capture.platform(outcome.reason)
+            path = capture.finish()
+            tail = "" if outcome.fate is Fate.SUCCEEDED else command_lines(capture.tail(LOG_TAIL_BYTES))
+            return self._patiently(lambda: self._tools.blobs.put_file(path)), tail
+        except (BatchyardError, OSError) as error:
+            log.warning("job %s: its log could not be kept: %s", self._claimed.id, error)
+            return None, ""
+        finally:
+            capture.close()
+
+    def _digests(self) -> list[Digest]:
+        found = []
+        for spec in self._job.inputs.values():
+            found += [spec.digest] if spec.digest and not spec.uri else [m.digest for m in spec.members or ()]
+        return found
+
+    def _patiently(self, act: Callable[[], T]) -> T:
+        """Repeats what an engine that is away (as long as it takes) or a store that is away (for a while) refused."""
+        until = time.monotonic() + STORE_PATIENCE_S
+        while True:
+            try:
+                return act()
+            except (EngineUnavailable, StoreUnavailable) as error:
+                if self._stop is not None or (isinstance(error, StoreUnavailable) and time.monotonic() > until):
+                    raise
+                log.warning("job %s waits: %s", self._claimed.id, error)
+                time.sleep(0.5)
+
+
+def command_lines(text: str) -> str:
+    """Log lines as the command wrote them: without time and stream, without the platform's own."""
+    return "\n".join(words[2] if len(words) > 2 else "" for line in text.splitlines()
+                     if len(words := line.split(" ", 2)) > 1 and words[1] != "platform")
+
+
+def _told(error: OSError) -> BatchyardError:
+    if disk_full(error):
+        return DiskFull(f"no space left in the node's state folder: {error}")
+    return StartError(f"the node's state folder cannot be used: {error}")
+
+
+def _file_name(job_id: str) -> str:
+    """A job id is the producer's; ours is a plain name."""
+    return job_id if _PLAIN.fullmatch(job_id) else hashlib.sha256(job_id.encode()).hexdigest()

@@ -1,0 +1,128 @@
+"""What of this node is taken by which job. Memory only: a restarted node reserves again what it adopts."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """What a job asks for. vCPUs are counted in thousandths and disk in MiB, both rounded up."""
+
+    vcpus: float
+    memory_mib: int
+    disk_gib: float = 0.0
+    gpus: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allocation:
+    """What a job got: its demand and the ids of its GPUs, which are its alone."""
+
+    job_id: str
+    token: str
+    demand: Demand
+    gpus: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Free:
+    """What is left, in the units in which it is counted."""
+
+    vcpus_milli: int
+    memory_mib: int
+    disk_mib: int
+    gpus: int
+
+
+class Ledger:
+    """Thread-safe. Accounts each job once, however often it is reserved."""
+
+    def __init__(self, *, vcpus: float, memory_mib: int, disk_gib: float, gpus: Sequence[str] = ()) -> None:
+        self._capacity = Free(
+            vcpus_milli=math.floor(vcpus * 1000 + 1e-6),
+            memory_mib=memory_mib,
+            disk_mib=math.floor(disk_gib * 1024),
+            gpus=len(gpus),
+        )
+        self._gpus = tuple(gpus)
+        self._lock = threading.Lock()
+        self._held: dict[str, Allocation] = {}
+
+    @property
+    def capacity(self) -> Free:
+        """What the node has when it is empty."""
+        return self._capacity
+
+    def reserve(
+        self, job_id: str, demand: Demand, *, token: str = "", gpus: Sequence[str] | None = None
+    ) -> Allocation | None:
+        """Take what a job needs, or None when it does not fit now.
+
+        A job that is accounted already (its lease came back while its old container still goes) keeps what it has,
+        under the new token. `gpus` names the devices of an adopted container.
+        """
+        with self._lock:
+            held = self._held.get(job_id)
+            if held is None:
+                devices = self._devices(demand.gpus, gpus)
+                if devices is None or not self._fits(demand):
+                    return None
+                held = Allocation(job_id=job_id, token=token, demand=demand, gpus=devices)
+            elif held.token != token:
+                held = Allocation(job_id=job_id, token=token, demand=held.demand, gpus=held.gpus)
+            self._held[job_id] = held
+            return held
+
+    def release(self, job_id: str, *, token: str | None = None) -> None:
+        """Give it back. Nothing happens when it was, or when the job is held under another token by now."""
+        with self._lock:
+            held = self._held.get(job_id)
+            if held is not None and token in (None, held.token):
+                del self._held[job_id]
+
+    def free(self) -> Free:
+        """What is left. Never negative: what is adopted may exceed a capacity that was made smaller."""
+        with self._lock:
+            return self._free()
+
+    def held(self) -> Mapping[str, Allocation]:
+        """Who holds what, as it is now."""
+        with self._lock:
+            return dict(self._held)
+
+    def _free(self) -> Free:
+        taken = [_counted(one.demand) for one in self._held.values()]
+        return Free(
+            vcpus_milli=max(0, self._capacity.vcpus_milli - sum(one.vcpus_milli for one in taken)),
+            memory_mib=max(0, self._capacity.memory_mib - sum(one.memory_mib for one in taken)),
+            disk_mib=max(0, self._capacity.disk_mib - sum(one.disk_mib for one in taken)),
+            gpus=max(0, self._capacity.gpus - sum(len(one.gpus) for one in self._held.values())),
+        )
+
+    def _fits(self, demand: Demand) -> bool:
+        want, free = _counted(demand), self._free()
+        return (
+            want.vcpus_milli <= free.vcpus_milli
+            and want.memory_mib <= free.memory_mib
+            and want.disk_mib <= free.disk_mib
+        )
+
+    def _devices(self, count: int, named: Sequence[str] | None) -> tuple[str, ...] | None:
+        taken = {gpu for one in self._held.values() for gpu in one.gpus}
+        idle = [gpu for gpu in self._gpus if gpu not in taken]
+        if named is not None:
+            return tuple(named) if set(named) <= set(idle) else None
+        return tuple(idle[:count]) if count <= len(idle) else None
+
+
+def _counted(demand: Demand) -> Free:
+    return Free(
+        vcpus_milli=math.ceil(demand.vcpus * 1000 - 1e-6),
+        memory_mib=demand.memory_mib,
+        disk_mib=math.ceil(demand.disk_gib * 1024 - 1e-6),
+        gpus=demand.gpus,
+    )

@@ -1,0 +1,70 @@
+"""A node put together and run as a Celery worker."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from pathlib import Path
+
+from celery.platforms import SecurityWarning
+
+from batchyard.broker.config import Config, single_machine
+from batchyard.broker.errors import BrokerUnavailable, NotFound
+from batchyard.broker.followups import Followups
+from batchyard.broker.logs import LiveTail
+from batchyard.broker.remote import celery_app
+from batchyard.broker.seal import KeyRing
+from batchyard.broker.store import Yard
+from batchyard.cache.copies import LocalCopies
+from batchyard.cache.disk import DirectoryStore
+from batchyard.cache.sealed import BlobStore
+
+from .bootstep import attach
+from .capture import LogPoller
+from .engine.docker import DockerEngine
+from .live import LiveShipper
+from .node import Node
+from .options import NodeOptions
+from .pull import Puller
+from .report import Reporter
+from .staging import Stage
+from .tools import Tools
+
+
+def serve(url: str, key_file: Path, options: NodeOptions) -> int:
+    """Runs until SIGTERM or SIGINT; the process's exit code. Raises InvalidConfig for what is wrong at the start."""
+    options.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    ring = KeyRing.load(key_file)
+    yard = Yard(url, ring)
+    config = _first_config(yard, options)
+    node = Node(_tools(yard, ring, options, config))
+    app = celery_app(url)
+    app.set_current()
+    app.conf.update(worker_cancel_long_running_tasks_on_connection_loss=False, worker_send_task_events=True,
+                    worker_hijack_root_logger=False, worker_redirect_stdouts=False, worker_soft_shutdown_timeout=0)
+    attach(app, node, [q for q in config.by_priority() if not options.queues or q in options.queues])
+    warnings.simplefilter("ignore", SecurityWarning)  # Celery warns of root for pickle's sake; only JSON is taken here
+    worker = app.Worker(hostname=f"{options.name}@batchyard", pool="solo", task_events=True, loglevel="INFO",
+                        without_gossip=True, without_mingle=True)
+    worker.start()
+    return int(worker.exitcode or 0)
+
+
+def _tools(yard: Yard, ring: KeyRing, options: NodeOptions, config: Config) -> Tools:
+    blobs, engine = BlobStore(DirectoryStore(options.store), ring), DockerEngine()
+    copies = LocalCopies(options.state / "copies", blobs)
+    return Tools(
+        yard=yard, yard_id=hashlib.sha256(ring.name("sha256:" + "0" * 64).encode()).hexdigest()[:16],
+        hostname=f"{options.name}@batchyard", config=config, options=options, engine=engine, puller=Puller(engine),
+        stage=Stage(copies=copies, allowed_roots=options.allowed_roots), blobs=blobs,
+        followups=Followups(yard.url, result_expires_s=config.result_expires_s), poller=LogPoller(),
+        live=LiveShipper(LiveTail(yard)), reporter=Reporter())
+
+
+def _first_config(yard: Yard, options: NodeOptions) -> Config:
+    """The yard's configuration; until Redis and a controller are there, this machine's own."""
+    try:
+        yard.prepare()
+        return yard.config()
+    except (NotFound, BrokerUnavailable):
+        return single_machine(options.vcpus, options.memory_mib, len(options.gpus), options.disk_gib)

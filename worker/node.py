@@ -1,0 +1,273 @@
+"""A node: claims what fits, runs it, keeps its leases. Threads of its own; Celery is only told.
+
+Jobs outlive every loss of Redis: a node that cannot reach it keeps its containers, settles nothing, and kills them when
+it is told that its token is stale or after `partition_grace_s`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import redis
+
+from batchyard.broker import keys
+from batchyard.broker.controller import Controller
+from batchyard.broker.errors import BatchyardError, BrokerUnavailable, InvalidConfig
+from batchyard.broker.job import Job
+from batchyard.broker.record import Claimed
+from batchyard.broker.store import Free
+
+from .adopt import Adoption
+from .engine import Listed
+from .ledger import Demand, Ledger
+from .outcome import Stop
+from .run import Run
+from .slots import Slots
+from .tools import Tools
+
+log = logging.getLogger(__name__)
+AT_ONCE = 8  # jobs claimed in one call
+LOOK_S = 1.0  # between two looks when nothing calls: publish and subscribe promises nothing
+SWEEP_S = 30.0
+
+
+class Node:
+    """start() once; drain() and wait until `empty()`, then close()."""
+
+    def __init__(self, tools: Tools) -> None:
+        self.tools, options = tools, tools.options
+        self.ledger = Ledger(vcpus=options.vcpus, memory_mib=options.memory_mib, disk_gib=options.disk_gib,
+                             gpus=[gpu.id for gpu in options.gpus])
+        self.runs: dict[str, Run] = {}
+        self._slots, self._lock = Slots(options.most_jobs), threading.Lock()
+        self._wake, self._beat, self._closing = threading.Event(), threading.Event(), threading.Event()
+        self.ready = threading.Event()
+        self._adoption = Adoption(tools)
+        self._stand_in = Controller(tools.yard, lambda: self.tools.config, tools.followups, stand_in=True)
+        self._heard = time.monotonic()
+
+    def start(self) -> None:
+        """Must not need Redis or the engine: both may be down."""
+        self.tools.live.start()
+        for act in (self._claim_loop, self._renew_loop, self._listen_loop, self._sweep_loop, self._stand_in.run):
+            threading.Thread(target=act, name=act.__qualname__, daemon=True).start()
+
+    # -- what others ask
+    def queues(self) -> list[str]:
+        """The queues that this node serves, the most urgent first."""
+        served = self.tools.options.queues
+        return [q for q in self.tools.config.by_priority() if not served or q in served]
+
+    def cancel(self, job_id: str, reason: str, *, terminate: bool, first_signal: str = "SIGTERM") -> str:
+        """Stored first, then told to the running container. Raises BrokerUnavailable."""
+        answer = self.tools.yard.cancel(job_id, reason, terminate=terminate)
+        run = self.runs.get(job_id)
+        if run is not None and answer == "stopping":
+            run.stop(Stop.CANCEL, reason, first_signal=first_signal)
+        return answer
+
+    def drain(self) -> None:
+        """No new claims. May be called twice."""
+        self._closing.set()
+        self._stand_in.stop()
+        self._wake.set()
+
+    def give_back_all(self, grace_s: float) -> None:
+        """What still runs is stopped and goes back to the front of its queue, no attempt used."""
+        for run in list(self.runs.values()):
+            run.stop(Stop.DRAIN, "the node drained", grace_s=grace_s)
+
+    def empty(self) -> bool:
+        with self._lock:
+            return not self.runs
+
+    def close(self) -> None:
+        """Off the list of nodes, if nothing is held any more."""
+        try:
+            self.tools.yard.leave(self.tools.options.name)
+        except BrokerUnavailable as error:
+            log.warning("Redis was not told that this node leaves: %s", error)
+
+    # -- claim
+    def _claim_loop(self) -> None:
+        self._until_done(self._settle_in)
+        claim_id = uuid.uuid4().hex
+        while not self._closing.is_set():
+            try:
+                more = self._claim(claim_id)
+                claim_id = uuid.uuid4().hex  # only after an answer: a repeat must be known as one
+            except BrokerUnavailable as error:
+                log.warning("claim: %s", error)
+                self._closing.wait(0.5)
+                continue
+            except Exception:
+                log.exception("claim")
+                self._closing.wait(1)
+                continue
+            if not more:
+                self._wake.wait(LOOK_S)
+                self._wake.clear()
+
+    def _settle_in(self) -> None:
+        tools = self.tools
+        tools.yard.prepare()
+        self.tools = tools = replace(tools, config=tools.yard.config())
+        tools.engine.ping()
+        unknown = set(tools.options.queues) - set(tools.config.queues)
+        if unknown:
+            raise InvalidConfig(f'queue "{min(unknown)}" is not configured; it has {", ".join(tools.config.queues)}')
+        self._adoption.take_up(self._take)
+        self.ready.set()
+
+    def _claim(self, claim_id: str) -> bool:
+        """One call. True: ask again at once."""
+        free, room = self.ledger.free(), self._slots.free()
+        if room <= 0 or free.vcpus_milli <= 0:
+            return False
+        wanted = Free(vcpus=free.vcpus_milli / 1000, memory_mib=free.memory_mib, gpus=free.gpus,
+                      disk_gib=free.disk_mib / 1024)
+        more, jobs = self.tools.yard.claim(self.tools.options.name, claim_id, wanted, self.queues(),
+                                           lease_s=self.tools.config.lease_s, count=min(room, AT_ONCE))
+        for claimed in jobs:
+            self._take(claimed, None)
+        return more or bool(jobs)
+
+    def _take(self, claimed: Claimed, container: Listed | None) -> None:
+        """Runs a claimed job, or goes on with one whose container an earlier process of this node started."""
+        if self._closing.is_set() and container is None:
+            self._return(claimed)
+            return
+        known = self.runs.get(claimed.id)
+        if known is not None and known.claimed.token == claimed.token:
+            return
+        try:
+            document = self.tools.yard.open(claimed.id, claimed.document)
+            job = Job.parse(document.job)
+        except BatchyardError:
+            log.exception("job %s cannot be read; its lease will lapse", claimed.id)
+            return
+        demand = Demand(vcpus=job.vcpus, memory_mib=job.memory_mib, disk_gib=job.disk_gib, gpus=job.gpus)
+        allocation = self.ledger.reserve(claimed.id, demand, token=claimed.token, gpus=_gpus_of(container))
+        if allocation is None:
+            self._return(claimed)
+            return
+        run = Run(self.tools, claimed, document, job, allocation, container.id if container else None)
+        with self._lock:
+            self.runs[claimed.id] = run
+        if claimed.cancel:
+            run.stop(Stop.CANCEL, claimed.cancel)
+        self._slots.run(lambda: self._execute(run))
+
+    def _execute(self, run: Run) -> None:
+        run.execute()
+        with self._lock:
+            if self.runs.get(run.claimed.id) is run:
+                del self.runs[run.claimed.id]
+        self.ledger.release(run.claimed.id, token=run.claimed.token)
+        self._wake.set()
+        run.clean()
+
+    def _return(self, claimed: Claimed) -> None:
+        """A job that this node cannot start now; no attempt used."""
+        self._until_done(lambda: self.tools.yard.give_back(claimed, None))
+
+    # -- leases
+    def _renew_loop(self) -> None:
+        self.ready.wait()
+        while True:
+            try:
+                self._renew()
+                self._heard = time.monotonic()
+            except BrokerUnavailable as error:
+                log.warning("leases could not be renewed: %s", error)
+                self._without_redis()
+                self._beat.wait(0.5)
+            except Exception:
+                log.exception("leases could not be renewed")
+            self._beat.wait(self.tools.config.lease_s / 3)
+            self._beat.clear()
+
+    def _renew(self) -> None:
+        runs = dict(self.runs)
+        held = {job_id: run.claimed.token for job_id, run in runs.items() if not run.over.is_set()}
+        told = self.tools.yard.renew(self.tools.options.name, self._about(), held, lease_s=self.tools.config.lease_s)
+        for job_id, what, reason in told:
+            run = runs[job_id]
+            if run.over.is_set():
+                continue  # it settled while we asked
+            if what == "lost":
+                log.warning("job %s: the lease is lost", job_id)
+                run.stop(Stop.LOST, grace_s=1)
+            elif run.execution.stopped is None:
+                run.stop(Stop.CANCEL, reason)
+
+    def _without_redis(self) -> None:
+        if time.monotonic() - self._heard > self.tools.options.partition_grace_s:
+            for run in list(self.runs.values()):
+                run.stop(Stop.LOST, grace_s=self.tools.options.stop_grace_s)
+
+    def _about(self) -> Mapping[str, str]:
+        options, free = self.tools.options, self.ledger.free()
+        return {"vcpus": f"{options.vcpus:g}", "memory_mib": str(options.memory_mib), "gpus": str(len(options.gpus)),
+                "disk_gib": f"{options.disk_gib:g}", "free_vcpus": f"{free.vcpus_milli / 1000:g}",
+                "free_memory_mib": str(free.memory_mib), "free_gpus": str(free.gpus), "queues": ",".join(self.queues()),
+                "labels": json.dumps(options.labels), "environment": options.environment,
+                "state": "DRAINING" if self._closing.is_set() else "READY"}
+
+    # -- calls
+    def _listen_loop(self) -> None:
+        """New work and cancels, the moment they are published."""
+        self.ready.wait()
+        while True:
+            pubsub = self.tools.yard.redis.pubsub(ignore_subscribe_messages=True)
+            try:
+                pubsub.subscribe(keys.WAKE, keys.CONTROL)
+                self._wake.set()
+                self._beat.set()
+                while True:
+                    heard = pubsub.get_message(timeout=30)
+                    if heard is not None:
+                        self._hear(heard["channel"].decode(), heard["data"].decode())
+            except (redis.RedisError, OSError) as error:
+                log.warning("not listening: %s", error)
+                time.sleep(0.5)
+            finally:
+                pubsub.close()
+
+    def _hear(self, channel: str, text: str) -> None:
+        if channel == keys.WAKE:
+            self._wake.set()
+        elif text.partition(" ")[0] == self.tools.options.name:
+            self._beat.set()
+
+    def _sweep_loop(self) -> None:
+        """Containers of ours that no run knows, left by an engine that was away when they should have gone."""
+        self.ready.wait()
+        while True:
+            time.sleep(SWEEP_S)
+            try:
+                self._adoption.sweep(lambda: {(r.claimed.id, r.claimed.token) for r in list(self.runs.values())})
+            except BatchyardError as error:
+                log.warning("sweep: %s", error)
+
+    def _until_done(self, act: Callable[[], object]) -> None:
+        while True:
+            try:
+                act()
+                return
+            except BatchyardError as error:
+                log.warning("%s", error)
+                time.sleep(0.5)
+
+
+
+def _gpus_of(container: Listed | None) -> list[str] | None:
+    """The devices that an adopted container has."""
+    named = container.labels.get("batchyard.gpus") if container else None
+    return named.split(",") if named else None

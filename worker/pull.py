@@ -1,0 +1,83 @@
+"""Images on this node: each pulled once at a time, few at a time (40 at once hang dockerd).
+
+Who asks for an image that is being pulled waits for that pull and gets its outcome, good or bad. A failure is not
+remembered: the next to ask tries again.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from batchyard.broker.errors import ImageError
+
+from .engine.protocol import Engine
+
+
+class Puller:
+    """`parallel` pulls at once. That an image is here is believed for `fresh_s` without asking the engine."""
+
+    def __init__(
+        self, engine: Engine, *, parallel: int = 2, fresh_s: float = 30.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._engine = engine
+        self._fresh_s, self._clock = fresh_s, clock
+        self._slots = threading.BoundedSemaphore(parallel)
+        self._lock = threading.Lock()
+        self._pulling: dict[str, Future[str]] = {}
+        self._seen: dict[str, tuple[str, float]] = {}
+
+    def ensure(self, image: str, *, pulling: Callable[[], None] | None = None) -> str:
+        """The image's config digest, after a pull when it was not here; blocks meanwhile.
+
+        `pulling` is called once when the caller has to wait for a pull. ImageError, DiskFull and EngineUnavailable
+        as of `Engine.pull`.
+        """
+        digest = self._fresh(image) or self._present(image)
+        if digest is not None:
+            return digest
+        if pulling is not None:
+            pulling()
+        with self._lock:
+            first = image not in self._pulling
+            future: Future[str] = self._pulling.setdefault(image, Future())
+        if first:
+            self._lead(image, future)
+        return future.result()
+
+    def forget(self, image: str) -> None:
+        """It is not here after all (`create` raised ImageError): ask the engine next time."""
+        with self._lock:
+            self._seen.pop(image, None)
+
+    def _fresh(self, image: str) -> str | None:
+        with self._lock:
+            digest, seen_at = self._seen.get(image, ("", 0.0))
+        return digest if digest and self._clock() - seen_at < self._fresh_s else None
+
+    def _present(self, image: str) -> str | None:
+        digest = self._engine.image_present(image)
+        if digest is not None:
+            with self._lock:
+                self._seen[image] = (digest, self._clock())
+        return digest
+
+    def _lead(self, image: str, future: Future[str]) -> None:
+        try:
+            with self._slots:
+                digest = self._present(image)  # somebody's pull may have ended since we looked
+                if digest is None:
+                    self._engine.pull(image)
+                    digest = self._present(image)
+            if digest is None:
+                raise ImageError(f'image "{image}" was pulled and is not there; is somebody removing images?')
+        except BaseException as error:
+            with self._lock:
+                del self._pulling[image]
+            future.set_exception(error)
+        else:
+            with self._lock:
+                del self._pulling[image]
+            future.set_result(digest)

@@ -1,0 +1,164 @@
+"""One attempt of one job on this node, from claim to settle, on a slot's thread.
+
+What an attempt has done survives a `kill -9` of the node: containers carry their job and token, the log its cursor, and
+nothing is removed before the job is settled.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from batchyard.broker import ending
+from batchyard.broker.errors import BatchyardError, BrokerUnavailable
+from batchyard.broker.followups import CannotFollow
+from batchyard.broker.job import Job
+from batchyard.broker.message import Document
+from batchyard.broker.record import Attempt, Claimed
+from batchyard.broker.recorder import Effect
+from batchyard.broker.state import State
+
+from .attempt import Execution, Finished
+from .ledger import Allocation
+from .outcome import Fate, Outcome, Stop
+from .report import TaskView
+from .tools import Tools
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Run:
+    """`execute` is called once; `stop` from anywhere, any number of times."""
+
+    def __init__(self, tools: Tools, claimed: Claimed, document: Document, job: Job, allocation: Allocation,
+                 container: str | None = None) -> None:
+        self.claimed, self.job, self.allocation = claimed, job, allocation
+        self._tools, self._document = tools, document
+        self.execution = Execution(tools, claimed, document, job, allocation, container, self._started)
+        self.view = TaskView(document, job, tools.hostname, stop=lambda: self.stop(Stop.CANCEL, "terminated"),
+                             drain=lambda: self.stop(Stop.DRAIN))
+        self.over = threading.Event()
+
+    def stop(self, stop: Stop, why: str = "", *, grace_s: float | None = None, first_signal: str = "SIGTERM") -> None:
+        """SIGTERM now, SIGKILL after the grace; what does not run yet will not be started."""
+        self.execution.stop(stop, why, grace_s=grace_s, first_signal=first_signal)
+
+    def execute(self) -> None:
+        """Never raises. Returns when the job is settled, given back, or not ours any more."""
+        try:
+            self._tools.reporter.received(self.view)
+            self._settle(self.execution.run())
+        except Exception:
+            log.exception("job %s: the attempt broke; its lease will lapse", self.claimed.id)
+            self._tools.reporter.forgotten(self.view)
+        finally:
+            self.over.set()
+            self._tools.live.end(self.claimed.id)
+
+    def clean(self) -> None:
+        """Removes container and files. What the engine does not remove now, the node's sweep will."""
+        try:
+            self.execution.remove()
+        except BatchyardError as error:
+            log.warning("job %s: its container stays for the sweep: %s", self.claimed.id, error)
+        shutil.rmtree(self.execution.folder, ignore_errors=True)
+
+    # -- RUNNING
+    def _started(self, at: float) -> None:
+        """The container runs. A Redis that is away is told at the end."""
+        tools = self._tools
+        self.view.time_start = at
+        tools.reporter.started(self.view, at)
+        celery = tools.followups.started(self._document.message, tools.options.name)
+        try:
+            if not tools.yard.start(self.claimed, started_s=at, celery=celery, expires_s=tools.config.result_expires_s):
+                self.stop(Stop.LOST)
+        except BrokerUnavailable as error:
+            log.warning("job %s: %s", self.claimed.id, error)
+
+    # -- settle
+    def _settle(self, end: Finished) -> None:
+        outcome, reporter = end.outcome, self._tools.reporter
+        if outcome.fate is Fate.FORGET:
+            return reporter.forgotten(self.view)
+        if outcome.fate in {Fate.RETRY, Fate.RETURN}:
+            attempt = self._record(end, outcome)
+            self._until_told(lambda: self._tools.yard.give_back(self.claimed, attempt,
+                                                                fields={"reason": outcome.reason}))
+            return reporter.returned(self.view, outcome.reason)
+        if not self._until_told(lambda: self._write(end)):
+            log.warning("job %s: its lease was lost; nothing was written", self.claimed.id)
+            return reporter.forgotten(self.view)
+        return None
+
+    def _write(self, end: Finished) -> bool:
+        outcome, result = end.outcome, self._result(end)
+        effects, outcome = self._effects(end, outcome, result)
+        fields = {"reason": outcome.reason, "node": self._tools.options.name, "ended": _ms(end.ended),
+                  **({"started": _ms(end.started)} if end.started else {}),
+                  **({"exit_code": str(outcome.exit_code)} if outcome.exit_code is not None else {}),
+                  **({"log": end.log.digest} if end.log else {})}
+        good = outcome.fate is Fate.SUCCEEDED
+        if good:
+            fields["result"] = json.dumps(result)
+        written = self._tools.yard.settle(
+            self.claimed, State.SUCCEEDED if good else State.FAILED, self._record(end, outcome), fields, effects,
+            retention_s=self._tools.config.retention_s)
+        if written:
+            self._report(outcome, end.ended - (end.started or end.ended))
+        return written
+
+    def _effects(self, end: Finished, outcome: Outcome, result: dict[str, object]) -> tuple[list[Effect], Outcome]:
+        followups, message = self._tools.followups, self._document.message
+        try:
+            if outcome.fate is Fate.SUCCEEDED:
+                return followups.succeeded(message, result), outcome
+            if outcome.fate is Fate.REVOKED:
+                return followups.revoked(message, outcome.reason), outcome
+            error = ending.failure(self.claimed.id, outcome.reason, exit_code=outcome.exit_code, log_tail=end.log_tail)
+            return followups.failed(message, error), outcome
+        except CannotFollow as error:
+            reason = str(error) if outcome.fate is Fate.SUCCEEDED else f"{outcome.reason}; {error}"
+            return error.effects, Outcome(fate=Fate.FAILED, reason=reason, exit_code=outcome.exit_code)
+
+    def _result(self, end: Finished) -> dict[str, object]:
+        outputs = {name: blob.as_json() for name, blob in end.outputs.items()}
+        return {"job_id": self.claimed.id, "exit_code": end.outcome.exit_code, "outputs": outputs,
+                "log": end.log.digest if end.log else None, "node": self._tools.options.name,
+                "attempt": self.claimed.attempt, "started": end.started, "ended": end.ended}
+
+    def _record(self, end: Finished, outcome: Outcome) -> Attempt:
+        return Attempt(node=self._tools.options.name, started=end.started, ended=end.ended, exit_code=outcome.exit_code,
+                       reason=outcome.reason, counted=outcome.fate is not Fate.RETURN,
+                       log=end.log.digest if end.log else None)
+
+    def _report(self, outcome: Outcome, runtime_s: float) -> None:
+        reporter = self._tools.reporter
+        if outcome.fate is Fate.SUCCEEDED:
+            reporter.succeeded(self.view, f"exit_code={outcome.exit_code}", runtime_s)
+        elif outcome.fate is Fate.REVOKED:
+            reporter.revoked(self.view, terminated=self.execution.started is not None)
+        else:
+            reporter.failed(self.view, outcome.reason)
+
+    def _until_told(self, call: Callable[[], bool]) -> bool:
+        """Repeats a call until Redis has answered it. False: the job is another's, or Redis stayed away too long."""
+        while self.execution.stopped is not Stop.LOST:
+            try:
+                return call()
+            except BrokerUnavailable as error:
+                log.warning("job %s waits to be settled: %s", self.claimed.id, error)
+                time.sleep(0.3)
+        return False
+
+
+def _ms(seconds: float) -> str:
+    return str(int(seconds * 1000))
+
+

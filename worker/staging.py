@@ -1,0 +1,98 @@
+"""Inputs as read-only binds. No bytes are copied into a job: it reads the node's verified copy."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+from batchyard.broker.errors import BatchyardError, InputError
+from batchyard.broker.job import Input, Job
+from batchyard.cache.copies import LocalCopies
+from batchyard.cache.digest import Blob
+
+from .engine.protocol import Bind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """Where this node takes inputs from."""
+
+    copies: LocalCopies
+    allowed_roots: Sequence[Path]
+
+    def binds(self, job: Job) -> list[Bind]:
+        """Raises InputError, IntegrityError, NotFound, StoreUnavailable, DiskFull; the message names the input."""
+        binds: list[Bind] = []
+        for path, spec in job.inputs.items():
+            try:
+                binds += self._one(str(PurePosixPath(path)), spec)
+            except BatchyardError as error:
+                raise type(error)(f'input "{path}": {error}') from error
+        return binds
+
+    def _one(self, path: str, spec: Input) -> list[Bind]:
+        if spec.members is not None:
+            return [
+                self._member(f"{path}/{i}", m.name, Blob(digest=m.digest, size=m.size, kind=m.kind))
+                for i, m in enumerate(spec.members)
+            ]
+        if spec.uri is not None:
+            return [Bind(source=str(self._file(spec.uri, spec.digest)), target=path, read_only=True)]
+        assert spec.digest is not None
+        wanted = spec.digest if spec.size is None else Blob(digest=spec.digest, size=spec.size, kind=spec.kind)
+        return [Bind(source=str(self.copies.stage(wanted)), target=path, read_only=True)]
+
+    def _member(self, folder: str, name: str, blob: Blob) -> Bind:
+        target = folder if blob.kind == "tree" else f"{folder}/{name}"
+        return Bind(source=str(self.copies.stage(blob)), target=target, read_only=True)
+
+    def _file(self, uri: str, digest: str | None) -> Path:
+        """A file or directory of the node, resolved under a root that the operator allows."""
+        try:
+            real = Path(unquote(urlsplit(uri).path)).resolve(strict=True)
+        except (OSError, RuntimeError):
+            raise InputError(f"{uri} is not there on this node") from None
+        if not any(real.is_relative_to(root.resolve()) for root in self.allowed_roots):
+            roots = ", ".join(map(str, self.allowed_roots)) or "none"
+            raise InputError(f"{uri} is not under a folder that this node allows ({roots}); start it with --allow-root")
+        if digest is not None:
+            _check(real, digest)
+        return real
+
+
+def _check(path: Path, digest: str) -> None:
+    if not path.is_file():
+        raise InputError(f"{path} is no file, so it cannot have digest {digest}")
+    with path.open("rb") as opened:
+        found = f"sha256:{hashlib.file_digest(opened, 'sha256').hexdigest()}"
+    if found != digest:
+        raise InputError(f"{path} has digest {found}, not {digest}")
+
+
+def work_directory(folder: Path, user: str | None) -> Path:
+    """The attempt's own writable folder, owned by the job's user ("uid[:gid]"; None: anybody may write)."""
+    work = folder / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    if user is None:
+        work.chmod(0o777)
+    else:
+        uid, _, gid = user.partition(":")
+        os.chown(work, int(uid), int(gid or uid))
+    return work
+
+
+def secrets_of(job: Job, folder: Path | None) -> dict[str, str]:
+    """Environment name → value, read from the node's secrets folder. Raises InputError that never shows a value."""
+    values = {}
+    for variable, name in job.secrets.items():
+        if folder is None:
+            raise InputError(f'secret "{name}": this node has no secrets folder; start it with --secrets DIR')
+        try:
+            values[variable] = (folder / name).read_text().removesuffix("\n")
+        except (OSError, UnicodeDecodeError):
+            raise InputError(f'secret "{name}" cannot be read in this node\'s secrets folder') from None
+    return values

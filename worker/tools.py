@@ -1,0 +1,37 @@
+"""What every attempt on a node works with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from batchyard.broker.config import Config
+from batchyard.broker.followups import Followups
+from batchyard.broker.store import Yard
+from batchyard.cache.sealed import BlobStore
+
+from .capture import LogPoller
+from .engine import Engine
+from .live import LiveShipper
+from .options import NodeOptions
+from .pull import Puller
+from .report import Reporter
+from .staging import Stage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tools:
+    """hostname: the node's name among Celery workers. yard_id: the yard's name on containers."""
+
+    yard: Yard
+    yard_id: str
+    hostname: str
+    config: Config
+    options: NodeOptions
+    engine: Engine
+    puller: Puller
+    stage: Stage
+    blobs: BlobStore
+    followups: Followups
+    poller: LogPoller
+    live: LiveShipper
+    reporter: Reporter
