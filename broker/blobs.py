@@ -40,3 +40,25 @@ def open_blobs(store: str, ring: KeyRing, *, create: bool = False) -> Blobs:
     for entry in entry_points(group=GROUP):
         return cast(Blobs, entry.load()(store, ring, create=create))
     raise InvalidConfig("this installation has no blob store; install batchyard again")
+
+
+class LazyBlobs:
+    """A store that is opened when it is first used: most commands never need it."""
+
+    def __init__(self, store: str, key_file: Path) -> None:
+        self._store, self._key_file = store, key_file
+        self._opened: Blobs | None = None
+
+    def put(self, path: Path) -> dict[str, Any]:
+        return self._blobs(create=True).put(path)
+
+    def get(self, digest: str, path: Path) -> str:
+        return self._blobs().get(digest, path)
+
+    def open(self, digest: str) -> AbstractContextManager[Lines]:
+        return self._blobs().open(digest)
+
+    def _blobs(self, *, create: bool = False) -> Blobs:
+        if self._opened is None:
+            self._opened = open_blobs(self._store, KeyRing.load(self._key_file), create=create)
+        return self._opened

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ from celery.exceptions import CeleryError
 from kombu.exceptions import KombuError, OperationalError
 
 from . import keys
-from .blobs import Blobs, open_blobs
+from .blobs import Blobs, LazyBlobs
 from .endpoints import Endpoints, default_state
 from .errors import BrokerUnavailable, InvalidConfig, InvalidJob, NotFound
 from .job import Job
@@ -28,7 +29,6 @@ from .state import State
 from .store import CancelAnswer, Depth, Yard
 from .waiting import wait_for
 
-_NODE_GONE_S = 60.0
 _LIST_MOST = 20_000
 
 
@@ -67,23 +67,25 @@ class NodeView:
 class Client:
     """One yard. Not for use by several threads at once; close it, or use it as a context manager.
 
-    url: the broker. ring and blobs are needed for `put`, `get` and the logs of ended jobs only. All methods raise
+    url: the broker. blobs: needed for `put`, `get` and the logs of ended jobs only. All methods raise
     BrokerUnavailable when Redis does not answer.
     """
 
-    def __init__(self, url: str, *, ring: KeyRing | None = None, blobs: Blobs | None = None) -> None:
-        # A client seals and opens nothing of the records, so any ring does for the yard.
-        self.yard = Yard(url, ring or KeyRing.new())
+    def __init__(self, url: str, *, blobs: Blobs | None = None) -> None:
+        self.yard = Yard(url, KeyRing.new())  # a client seals and opens nothing of the records: any ring will do
         self._blobs = blobs
         self._app = celery_app(url)
 
     @classmethod
     def connect(cls, state: Path | None = None) -> Client:
         """To the yard of a state folder; by default `$BATCHYARD_STATE` or `~/.batchyard`. Raises InvalidConfig."""
-        ends = Endpoints.load(state or default_state())
-        ring = KeyRing.load(Path(ends.key_file)) if ends.key_file else None
-        blobs = open_blobs(ends.store, ring, create=True) if ends.store and ring else None
-        return cls(ends.broker_url, ring=ring, blobs=blobs)
+        return cls.of(Endpoints.load(state or default_state()))
+
+    @classmethod
+    def of(cls, ends: Endpoints) -> Client:
+        """To the yard at these endpoints."""
+        blobs = LazyBlobs(ends.store, Path(ends.key_file)) if ends.store and ends.key_file else None
+        return cls(ends.broker_url, blobs=blobs)
 
     def __enter__(self) -> Self:
         return self
@@ -206,7 +208,7 @@ class Client:
         return self.yard.cancel(job_id, reason, terminate=terminate)
 
     # -- the yard
-    def queues(self) -> list[QueueView]:
+    def queues(self) -> builtins.list[QueueView]:
         """The most urgent queue first. Raises NotFound: no yard yet."""
         config, nodes = self.yard.config(), [n for n in self.nodes() if n.up]
         depth = self.yard.depth(config.by_priority())
@@ -222,10 +224,14 @@ class Client:
             for name in config.by_priority()
         ]
 
-    def nodes(self) -> list[NodeView]:
-        """Nodes that have ever beaten and did not leave, by name."""
-        now = self.yard.now_s()
-        return [_node(name, about, now) for name, about in sorted(self.yard.nodes().items())]
+    def nodes(self) -> builtins.list[NodeView]:
+        """Nodes that did not leave, by name; one that has not beaten for a lease is not up."""
+        try:
+            lease_s = self.yard.config().lease_s
+        except NotFound:
+            return []
+        alive_since = self.yard.now_s() - lease_s
+        return [_node(name, about, alive_since) for name, about in sorted(self.yard.nodes().items())]
 
     # -- bytes
     def put(self, path: Path) -> dict[str, Any]:
@@ -242,12 +248,12 @@ class Client:
         return self._blobs
 
 
-def _node(name: str, about: dict[str, str], now_s: float) -> NodeView:
+def _node(name: str, about: dict[str, str], alive_since_s: float) -> NodeView:
     seen = float(about["seen"])
     rest = {k: v for k, v in about.items() if k not in {"seen", "jobs"}}
     return NodeView(
         name=name,
-        up=now_s - seen < _NODE_GONE_S,
+        up=seen >= alive_since_s,
         seen=seen,
         jobs=int(about.get("jobs") or 0),
         queues=tuple(q for q in (about.get("queues") or "").split(",") if q),

@@ -1,11 +1,11 @@
 """The yard's configuration: queues, compute environments, times. One YAML, kept in Redis for every part to read.
 
-    queues:
-      cpu: {priority: 10, environments: [here]}
-      gpu: {environments: [here], default_priority: 5}
-    environments:
-      here: {vcpus: 8, memory_mib: 16000, gpus: 1, disk_gib: 100}    # the largest node that it may have
-    lease_s: 30
+queues:
+  cpu: {priority: 10, environments: [here]}
+  gpu: {environments: [here], default_priority: 5}
+environments:
+  here: {vcpus: 8, memory_mib: 16000, gpus: 1, disk_gib: 100}    # the largest node that it may have
+lease_s: 30
 """
 
 from __future__ import annotations
@@ -71,8 +71,10 @@ class Config(_Frozen):
                 raise ValueError(f'queue "{name}": this name is used by the broker; choose another')
             for environment in queue.environments:
                 if environment not in self.environments:
-                    raise ValueError(f'queue "{name}": environment "{environment}" is not defined; '
-                                     f"define it or choose of {', '.join(self.environments)}")
+                    raise ValueError(
+                        f'queue "{name}": environment "{environment}" is not defined; '
+                        f"define it or choose of {', '.join(self.environments)}"
+                    )
         return self
 
     def by_priority(self) -> list[str]:
@@ -90,7 +92,9 @@ class Config(_Frozen):
             return f'queue "{queue_name}" does not allow network "host"; choose "none" or "bridge"'
         missing = [f"{name}: {lack}" for name in queue.environments if (lack := self.environments[name].lacks(job))]
         if len(missing) == len(queue.environments):
-            return f'no node that queue "{queue_name}" may have can meet the demand ({"; ".join(missing)}); ask for less'
+            return (
+                f'no node that queue "{queue_name}" may have can meet the demand ({"; ".join(missing)}); ask for less'
+            )
         return None
 
 

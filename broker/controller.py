@@ -52,7 +52,7 @@ class Ear:
 
     def __init__(self, yard: Yard, queues: list[str]) -> None:
         database = yard.redis.connection_pool.connection_kwargs.get("db", 0)
-        self._pubsub = yard.redis.pubsub(ignore_subscribe_messages=True)
+        self._pubsub = yard.pubsub()
         self._pubsub.subscribe(keys.DUTY)
         lists = [pattern for q in queues for pattern in (q, f"{q}{keys.PRIORITY_SEPARATOR}*")]
         self._pubsub.psubscribe(*(f"__keyspace@{database}__:{pattern}" for pattern in lists))
@@ -73,7 +73,9 @@ class Ear:
 class Controller:
     """Runs the duties until told to stop. stand_in: a node's thread, which works only while no controller does."""
 
-    def __init__(self, yard: Yard, config: Callable[[], Config], followups: Followups, *, stand_in: bool = False) -> None:
+    def __init__(
+        self, yard: Yard, config: Callable[[], Config], followups: Followups, *, stand_in: bool = False
+    ) -> None:
         self._yard, self._config, self._followups, self._stand_in = yard, config, followups, stand_in
         self._stop = threading.Event()
         self.working = threading.Event()
@@ -95,7 +97,9 @@ class Controller:
             self._stop.wait(0.3)
 
     def _session(self) -> None:
-        lock = Lock(self._yard.redis, STAND_IN if self._stand_in else keys.CONTROLLER, timeout=LOCK_S, thread_local=False)
+        lock = Lock(
+            self._yard.redis, STAND_IN if self._stand_in else keys.CONTROLLER, timeout=LOCK_S, thread_local=False
+        )
         while not (self._wanted() and lock.acquire(blocking=False)):
             if self._stop.wait(1.0):
                 return

@@ -1,4 +1,4 @@
-"""The outbox emptied: jobs that end outside a node, and the bodies of completed chords. Safe in any number of processes."""
+"""The outbox emptied: jobs that end outside a node, and the bodies of completed chords. Any number of processes may."""
 
 from __future__ import annotations
 

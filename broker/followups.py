@@ -13,14 +13,13 @@ from collections.abc import Callable
 from typing import Any
 
 from celery import states
-from celery._state import _task_stack
 from celery.app.task import Context
 from celery.app.trace import build_tracer
 from celery.exceptions import TaskRevokedError
 
 from .errors import BrokerUnavailable, JobFailed
 from .message import Message
-from .recorder import RECORDING, Effect, record, recording_app, transient
+from .recorder import RECORDING, Effect, celery_state, record, recording_app, transient
 
 # The tracer logs each outcome, with tracebacks of ours; the yard has its own log.
 for _name in ("celery.app.trace", "celery.backends.redis"):
@@ -78,8 +77,9 @@ class Followups:
         context = Context(message.request(), called_directly=False)
 
         def fire() -> None:
-            self._inside(context, lambda: self._app.backend.on_chord_part_return(
-                Context(last["member"]), states.SUCCESS, None))
+            self._inside(
+                context, lambda: self._app.backend.on_chord_part_return(Context(last["member"]), states.SUCCESS, None)
+            )
 
         with self._lock:
             effects = self._transiently(lambda: record(self._app, fire, own=last["job"], body=entry))
@@ -89,10 +89,18 @@ class Followups:
         """Celery's STARTED result as JSON, or '' where the producer wants no results."""
         if message.headers.get("ignore_result"):
             return ""
-        meta: dict[str, Any] = {"status": states.STARTED, "result": {"hostname": node}, "traceback": None, "children": [],
-                                "date_done": None}
-        meta |= {k: v for k, v in (("group_id", message.headers.get("group")),
-                                   ("parent_id", message.headers.get("parent_id"))) if v}
+        meta: dict[str, Any] = {
+            "status": states.STARTED,
+            "result": {"hostname": node},
+            "traceback": None,
+            "children": [],
+            "date_done": None,
+        }
+        meta |= {
+            k: v
+            for k, v in (("group_id", message.headers.get("group")), ("parent_id", message.headers.get("parent_id")))
+            if v
+        }
         return json.dumps({**meta, "task_id": message.id}, separators=(",", ":"))
 
     def _ended(self, message: Message, state: str, value: Any) -> list[Effect]:
@@ -131,16 +139,20 @@ class Followups:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # the tracer warns of what is raised here
             effects = record(
-                self._app, own=job_id, outcome=(state, value),
-                act=lambda: traced.append(self._tracer(job_id, request["args"], request["kwargs"], request).info))
+                self._app,
+                own=job_id,
+                outcome=(state, value),
+                act=lambda: traced.append(self._tracer(job_id, request["args"], request["kwargs"], request).info),
+            )
         info = traced[0]
         if info is not None and info.retval is not value:
             raise info.retval  # the tracer swallowed an error of the sending, and failed the task for it
         return effects
 
     def _revoke(self, job_id: str, context: Context, reason: str) -> None:
-        """Stock marks the task and its chord part and leaves the rest of a chain PENDING for ever; here the rest ends too."""
-        backend, error = self._app.backend, TaskRevokedError(reason)
+        """Stock leaves the rest of a chain PENDING for ever; here the rest ends too."""
+        backend: Any = self._app.backend
+        error = TaskRevokedError(reason)
 
         def end() -> None:
             backend.mark_as_revoked(job_id, reason, request=context, store_result=not context.ignore_result)
@@ -152,13 +164,13 @@ class Followups:
 
     def _inside(self, context: Context, act: Callable[[], object]) -> None:
         """As inside the tracer: what is sent takes its root and parent from this request."""
-        _task_stack.push(self._task)
+        celery_state._task_stack.push(self._task)
         self._task.request_stack.push(context)
         try:
             act()
         finally:
             self._task.request_stack.pop()
-            _task_stack.pop()
+            celery_state._task_stack.pop()
 
     @staticmethod
     def _transiently(act: Callable[[], list[Effect]]) -> list[Effect]:
@@ -170,11 +182,12 @@ class Followups:
             raise
 
 
-def _same_queue(name: str, args: object, kwargs: object, options: dict[str, Any], task: Any = None,
-                **_: object) -> dict[str, str] | None:
-    """`chain.apply_async(queue=…)` reaches only the first step: a step without a queue of its own takes its parent's."""
+def _same_queue(
+    name: str, args: object, kwargs: object, options: dict[str, Any], task: Any = None, **_: object
+) -> dict[str, str] | None:
+    """A step without a queue takes its parent's: `chain.apply_async(queue=…)` reaches only the first."""
     if options.get("queue") or RECORDING.own is None or name != "batchyard.run":
         return None
-    current = _task_stack.top
+    current = celery_state._task_stack.top
     info = current.request.delivery_info if current is not None else None
     return {"queue": info["routing_key"]} if info and info.get("routing_key") else None

@@ -24,7 +24,7 @@ Arg = str | bytes | int | float
 @cache
 def library() -> str:
     """The whole library's Lua text: key names, what is shared, then one file an operation."""
-    folder = files(__package__) / "lua"
+    folder = files("batchyard.broker") / "lua"
     names = sorted(f.name for f in folder.iterdir() if f.name.endswith(".lua") and f.name != _FIRST)
     parts = [f"-- {name}\ndo\n{(folder / name).read_text()}\nend\n" for name in names]
     return "\n".join([f"#!lua name={LIBRARY}", keys.lua_table(), (folder / _FIRST).read_text(), *parts])
@@ -36,7 +36,10 @@ def connect(url: str, **options: Any) -> redis.Redis:
     Every function of ours recognises its own repeat, so callers may simply call again.
     """
     defaults: dict[str, Any] = {
-        "socket_timeout": 5, "socket_connect_timeout": 2, "socket_keepalive": True, "health_check_interval": 15,
+        "socket_timeout": 5,
+        "socket_connect_timeout": 2,
+        "socket_keepalive": True,
+        "health_check_interval": 15,
         "retry": Retry(NoBackoff(), 1),
     }
     return redis.Redis.from_url(url, **{**defaults, **options})
@@ -62,7 +65,7 @@ class Functions:
     def call(self, name: str, *args: Arg) -> Any:
         """The function's reply, strings as bytes. Raises BrokerUnavailable."""
         try:
-            return self.client.execute_command("FCALL", f"by_{name}", 0, *args)
+            return self.client.execute_command("FCALL", f"by_{name}", 0, *args)  # type: ignore[no-untyped-call]
         except redis.ResponseError as error:
             if "Function not found" not in str(error):
                 raise _told(error) from error

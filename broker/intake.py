@@ -24,7 +24,9 @@ def read(list_key: str, queue: str, raw: bytes, *, config: Config, ring: KeyRing
     try:
         arguments = sent.arguments()
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        return Incoming(list_key=list_key, raw=raw, kind="dead", reason=f"task {sent.id}: its body cannot be read: {error}")
+        return Incoming(
+            list_key=list_key, raw=raw, kind="dead", reason=f"task {sent.id}: its body cannot be read: {error}"
+        )
     try:
         job = _job(sent, *arguments[:2])
         eta_ms, expires_ms = sent.when_ms("eta"), sent.when_ms("expires")
@@ -36,10 +38,22 @@ def read(list_key: str, queue: str, raw: bytes, *, config: Config, ring: KeyRing
     priority = job.priority if job.priority is not None else sent.priority or config.queues[queue].default_priority
     chord, group = arguments[2].get("chord"), sent.headers.get("group")
     return Incoming(
-        list_key=list_key, raw=raw, kind="job", id=sent.id, queue=queue, priority=priority, vcpus=job.vcpus,
-        memory_mib=job.memory_mib, gpus=job.gpus, disk_gib=job.disk_gib, eta_ms=eta_ms, expires_ms=expires_ms,
+        list_key=list_key,
+        raw=raw,
+        kind="job",
+        id=sent.id,
+        queue=queue,
+        priority=priority,
+        vcpus=job.vcpus,
+        memory_mib=job.memory_mib,
+        gpus=job.gpus,
+        disk_gib=job.disk_gib,
+        eta_ms=eta_ms,
+        expires_ms=expires_ms,
         chord_key=f"celery-taskset-meta-{group}.s" if chord and isinstance(group, str) else "",
-        clear={"image": job.image, "name": job.name or ""}, document=_sealed(sent, job, ring))
+        clear={"image": job.image, "name": job.name or ""},
+        document=_sealed(sent, job, ring),
+    )
 
 
 def _job(sent: Message, args: list[object], kwargs: dict[str, object]) -> Job:
@@ -54,11 +68,21 @@ def _job(sent: Message, args: list[object], kwargs: dict[str, object]) -> Job:
     return resolve(Job.parse(kwargs["job"]), args[0] if args else kwargs.get("previous"))
 
 
-def _refused(list_key: str, queue: str, raw: bytes, sent: Message, reason: str, ring: KeyRing,
-             job: Job | None = None) -> Incoming:
+def _refused(
+    list_key: str, queue: str, raw: bytes, sent: Message, reason: str, ring: KeyRing, job: Job | None = None
+) -> Incoming:
     clear = {"image": job.image, "name": job.name or ""} if job else {}
-    return Incoming(list_key=list_key, raw=raw, kind="end", reason=reason, id=sent.id, queue=queue, priority=sent.priority,
-                    clear=clear, document=_sealed(sent, job, ring))
+    return Incoming(
+        list_key=list_key,
+        raw=raw,
+        kind="end",
+        reason=reason,
+        id=sent.id,
+        queue=queue,
+        priority=sent.priority,
+        clear=clear,
+        document=_sealed(sent, job, ring),
+    )
 
 
 def _sealed(sent: Message, job: Job | None, ring: KeyRing) -> bytes:
@@ -81,8 +105,12 @@ class Intake:
         for key in lists:
             pipe.lrange(key, -BATCH, -1)
         batches: Sequence[object] = self._yard.guard(lambda: pipe.execute(raise_on_error=False))
-        found = [(key, raw) for key, batch in zip(lists, batches, strict=True) if isinstance(batch, list)
-                 for raw in reversed(batch)][:BATCH]
+        found = [
+            (key, raw)
+            for key, batch in zip(lists, batches, strict=True)
+            if isinstance(batch, list)
+            for raw in reversed(batch)
+        ][:BATCH]
         if not found:
             return 0
         messages = [read(key, queue, raw, config=config, ring=self._yard.ring) for key, raw in found]

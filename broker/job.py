@@ -112,8 +112,10 @@ class Job(_Frozen):
     network: Literal["none", "bridge", "host"] | None = None
     user: Annotated[str, Field(pattern=r"^[0-9]+(:[0-9]+)?$")] | None = None
     priority: Annotated[int, Field(ge=0, le=9)] | None = None
-    tags: Annotated[dict[Annotated[str, Field(min_length=1, max_length=128)], Annotated[str, Field(max_length=256)]],
-                    Field(max_length=50)] = {}
+    tags: Annotated[
+        dict[Annotated[str, Field(min_length=1, max_length=128)], Annotated[str, Field(max_length=256)]],
+        Field(max_length=50),
+    ] = {}
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
@@ -127,7 +129,9 @@ class Job(_Frozen):
         if both := self.environment.keys() & self.secrets.keys():
             raise InvalidJob("secrets", min(both), "is in environment too; keep one")
         if self.profile == "strict" and self.user is not None and int(self.user.split(":")[0]) == 0:
-            raise InvalidJob("user", self.user, 'root is not allowed in profile "strict"; choose another, or profile "aws"')
+            raise InvalidJob(
+                "user", self.user, 'root is not allowed in profile "strict"; choose another, or profile "aws"'
+            )
         _check_mounts(self.inputs, self.outputs)
         return self
 
@@ -204,7 +208,9 @@ def resolve(job: Job, previous: object) -> Job:
     """
     if not any(spec.from_ is not None for spec in job.inputs.values()):
         return job
-    found = {path: _found(path, spec, previous) if spec.from_ is not None else spec for path, spec in job.inputs.items()}
+    found = {
+        path: _found(path, spec, previous) if spec.from_ is not None else spec for path, spec in job.inputs.items()
+    }
     return job.model_copy(update={"inputs": found})
 
 
@@ -212,7 +218,9 @@ def _found(path: str, spec: Input, previous: object) -> Input:
     assert spec.from_ is not None
     field = f"inputs.{path}.from"
     if previous is None:
-        raise InvalidJob(field, spec.from_, 'there is no previous result; use "from" in a chain, after a chord or in a link')
+        raise InvalidJob(
+            field, spec.from_, 'there is no previous result; use "from" in a chain, after a chord or in a link'
+        )
     if not isinstance(previous, list):
         if spec.index is not None:
             raise InvalidJob(field, spec.from_, '"index" needs the results of a group before it')

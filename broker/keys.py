@@ -71,12 +71,14 @@ def lua_table() -> str:
     plain = {name.lower(): value for name, value in globals().items() if name.isupper() and isinstance(value, str)}
     plain.pop("priority_separator")
     lines = [f"  {name} = '{value}'," for name, value in sorted(plain.items())]
-    lines += [f"  {fn.__name__} = function(x) return '{fn('|').replace('|', chr(39) + ' .. x .. ' + chr(39))}' end,"
-              for fn in (job, cancelled, node, node_jobs, result)]
+    lines += [
+        f"  {fn.__name__} = function(x) return '{fn('|').replace('|', chr(39) + ' .. x .. ' + chr(39))}' end,"
+        for fn in (job, cancelled, node, node_jobs, result)
+    ]
     # The ready index is touched by Lua alone.
     lines += [
         "  class = function(q, c) return 'by:q:' .. q .. ':c:' .. c end,  -- zset: score -> id",
-        "  heads = function(q) return 'by:q:' .. q .. ':heads' end,       -- zset: score of a class's first job -> class",
+        "  heads = function(q) return 'by:q:' .. q .. ':heads' end,       -- zset: score of its first job -> class",
         "  counts = function(q) return 'by:q:' .. q .. ':n' end,          -- hash: class -> jobs waiting",
         "  delayed = function(q) return 'by:q:' .. q .. ':delayed' end,   -- zset: eta ms -> id",
         "  list = function(q, n) if n == 0 then return q end return q .. '\\6\\22' .. n end,",

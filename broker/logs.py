@@ -6,6 +6,7 @@ The whole log is sealed into the blob store when the attempt ends; its digest is
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from . import keys
 from .store import Yard
@@ -36,7 +37,7 @@ class LiveTail:
         """
         at = "0"
         while True:
-            reply = self._yard.guard(lambda: self._yard.redis.xread({keys.log(job_id): at}, block=int(wait_s * 1000)))
+            reply = self._after(job_id, at, wait_s)
             if not reply:
                 yield b""
                 continue
@@ -46,6 +47,9 @@ class LiveTail:
                 if b"end" in fields:
                     return
                 yield fields[b"lines"]
+
+    def _after(self, job_id: str, at: str, wait_s: float) -> Any:
+        return self._yard.guard(lambda: self._yard.redis.xread({keys.log(job_id): at}, block=int(wait_s * 1000)))
 
     def _add(self, job_id: str, fields: dict[str, bytes]) -> None:
         pipe = self._yard.redis.pipeline(transaction=False)

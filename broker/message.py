@@ -65,11 +65,22 @@ class Message:
         """The dict that a Celery worker hands to its tracer."""
         args, kwargs, embed = self.arguments()
         delivery = self.properties.get("delivery_info") or {}
-        info = {"exchange": delivery.get("exchange"), "routing_key": delivery.get("routing_key"),
-                "priority": self.properties.get("priority"), "redelivered": False}
-        return {**self.headers, **embed, "args": args, "kwargs": kwargs, "delivery_info": info,
-                "hostname": "batchyard", "reply_to": self.properties.get("reply_to"),
-                "correlation_id": self.properties.get("correlation_id")}
+        info = {
+            "exchange": delivery.get("exchange"),
+            "routing_key": delivery.get("routing_key"),
+            "priority": self.properties.get("priority"),
+            "redelivered": False,
+        }
+        return {
+            **self.headers,
+            **embed,
+            "args": args,
+            "kwargs": kwargs,
+            "delivery_info": info,
+            "hostname": "batchyard",
+            "reply_to": self.properties.get("reply_to"),
+            "correlation_id": self.properties.get("correlation_id"),
+        }
 
 
 def parse(raw: bytes) -> Message:
@@ -103,8 +114,9 @@ class Document:
 
     def dumps(self) -> bytes:
         m = self.message
-        return json.dumps({"headers": m.headers, "properties": m.properties, "body": m.body, "job": self.job},
-                          separators=(",", ":")).encode()
+        return json.dumps(
+            {"headers": m.headers, "properties": m.properties, "body": m.body, "job": self.job}, separators=(",", ":")
+        ).encode()
 
     @classmethod
     def loads(cls, data: bytes) -> Document:

@@ -23,8 +23,9 @@ class Attempt:
     log: str | None = None
 
     def dumps(self) -> str:
-        return json.dumps({**asdict(self), "started": _to_ms(self.started), "ended": _to_ms(self.ended)},
-                          separators=(",", ":"))
+        return json.dumps(
+            {**asdict(self), "started": _to_ms(self.started), "ended": _to_ms(self.ended)}, separators=(",", ":")
+        )
 
     @classmethod
     def loads(cls, text: str) -> Attempt:
@@ -79,6 +80,7 @@ class Claimed:
 
 def from_hash(job_id: str, h: Mapping[bytes, bytes]) -> Record:
     """A record from its Redis hash."""
+
     def text(field: str) -> str | None:
         value = h.get(field.encode())
         return None if value is None else value.decode("utf-8", "replace")
@@ -90,13 +92,29 @@ def from_hash(job_id: str, h: Mapping[bytes, bytes]) -> Record:
     attempts = tuple(Attempt.loads(line) for line in (text("attempts") or "").split("\n") if line)
     exit_code, result = text("exit_code"), text("result")
     return Record(
-        id=job_id, state=State(text("state") or "SUBMITTED"), queue=text("queue") or "", image=text("image") or "",
-        name=text("name") or "", priority=int(number("priority") or 0), vcpus=(number("mc") or 0) / 1000,
-        memory_mib=int(number("mem") or 0), gpus=int(number("gpu") or 0), disk_gib=(number("disk") or 0) / 1024,
-        created=(number("created") or 0) / 1000, started=_to_s(number("started")), ended=_to_s(number("ended")),
-        node=text("node") or (attempts[-1].node if attempts else None), exit_code=int(exit_code) if exit_code else None,
-        reason=text("reason") or "", attempts=attempts, losses=int(number("losses") or 0), cancelling=b"cancel" in h,
-        result=json.loads(result) if result else None, log=text("log"), progress=text("progress") or "")
+        id=job_id,
+        state=State(text("state") or "SUBMITTED"),
+        queue=text("queue") or "",
+        image=text("image") or "",
+        name=text("name") or "",
+        priority=int(number("priority") or 0),
+        vcpus=(number("mc") or 0) / 1000,
+        memory_mib=int(number("mem") or 0),
+        gpus=int(number("gpu") or 0),
+        disk_gib=(number("disk") or 0) / 1024,
+        created=(number("created") or 0) / 1000,
+        started=_to_s(number("started")),
+        ended=_to_s(number("ended")),
+        node=text("node") or (attempts[-1].node if attempts else None),
+        exit_code=int(exit_code) if exit_code else None,
+        reason=text("reason") or "",
+        attempts=attempts,
+        losses=int(number("losses") or 0),
+        cancelling=b"cancel" in h,
+        result=json.loads(result) if result else None,
+        log=text("log"),
+        progress=text("progress") or "",
+    )
 
 
 def _to_ms(seconds: float | None) -> int | None:

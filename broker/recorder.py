@@ -14,8 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import redis
-from celery import Celery, states
-from celery._state import _tls
+from celery import Celery, _state, states
 from celery.app.task import Context
 from celery.backends.redis import RedisBackend
 from kombu.transport import redis as kombu_redis
@@ -23,6 +22,9 @@ from kombu.transport import redis as kombu_redis
 from . import keys
 
 Effect = tuple[str, tuple[Any, ...]]
+# Celery's own, where its type stubs end.
+celery_state: Any = _state
+_RedisBackend: Any = RedisBackend
 _NOT_QUEUES = (keys.PREFIX, "celery-task", "_kombu", "unacked")
 
 
@@ -73,7 +75,7 @@ def _watched(method: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-class Channel(kombu_redis.Channel):  # type: ignore[misc]
+class Channel(kombu_redis.Channel):
     """Stock routing, priorities and encoding; `_publish_batch` (kombu 5.7) is where the write is recorded."""
 
     def basic_publish(self, message: dict[str, Any], exchange: str, routing_key: str, **kwargs: Any) -> None:
@@ -93,7 +95,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         RECORDING.add(name.upper(), key if name == "publish" else self.global_keyprefix + key, *args)
 
 
-class Transport(kombu_redis.Transport):  # type: ignore[misc]
+class Transport(kombu_redis.Transport):
     Channel = Channel
 
 
@@ -114,15 +116,15 @@ class _Reader:
         RECORDING.add("DEL", *names)
 
 
-class Backend(RedisBackend):  # type: ignore[misc]
+class Backend(_RedisBackend):  # type: ignore[misc]
     """Celery's Redis backend with every write recorded."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.client = _Reader(self._create_client(**self.connparams))
 
-    get, mget = _watched(RedisBackend.get), _watched(RedisBackend.mget)
-    _call_task_errbacks = _watched(RedisBackend._call_task_errbacks)
+    get, mget = _watched(_RedisBackend.get), _watched(_RedisBackend.mget)
+    _call_task_errbacks = _watched(_RedisBackend._call_task_errbacks)
 
     def on_task_call(self, producer: object, task_id: str) -> None:
         """Stock subscribes to each sent task's result: a leak here."""
@@ -156,8 +158,8 @@ class Backend(RedisBackend):  # type: ignore[misc]
     def add_to_chord(self, group_id: str, result: object) -> None:
         RECORDING.add("INCRBY", self.get_key_for_group(group_id, ".t"), 1)
 
-    # Stock's on_chord_part_return calls three scripts. While a job's end is recorded, the first becomes a PART effect and
-    # answers "not yet"; while a body is made, it answers "complete, and the claim is yours".
+    # Stock's on_chord_part_return calls three scripts. While a job's end is recorded, the first becomes a PART effect
+    # and answers "not yet"; while a body is made, it answers "complete, and the claim is yours".
     def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> Any:
         RECORDING.member = {k: getattr(request, k) for k in ("id", "group", "group_index", "chord")}
         return super().on_chord_part_return(request, state, result, **kwargs)
@@ -184,8 +186,12 @@ class Backend(RedisBackend):  # type: ignore[misc]
         info, options = super().chord_error_from_stack(callback, exc), callback.options
         if options.get("chord") and options.get("group_id"):
             RECORDING.body, body = None, RECORDING.body
-            request = Context(id=callback.id, group=options["group_id"], group_index=options.get("group_index"),
-                              chord=options["chord"])
+            request = Context(
+                id=callback.id,
+                group=options["group_id"],
+                group_index=options.get("group_index"),
+                chord=options["chord"],
+            )
             self.on_chord_part_return(request, states.FAILURE, exc)
             RECORDING.body = body
         return info
@@ -195,17 +201,30 @@ def recording_app(url: str, **conf: Any) -> Celery:
     """An app whose every write goes to RECORDING. url: the yard's Redis."""
     app = Celery("batchyard-followups", broker=url, backend=f"{Backend.__module__}:Backend+{url}", set_as_current=False)
     # Stock workers read only these four lists of a queue; what is pushed for others must be where they look.
-    app.conf.update(broker_transport=f"{Transport.__module__}:Transport", task_publish_retry=False,
-                    broker_transport_options={"priority_steps": [0, 3, 6, 9]}, **conf)
+    app.conf.update(
+        broker_transport=f"{Transport.__module__}:Transport",
+        task_publish_retry=False,
+        broker_transport_options={"priority_steps": [0, 3, 6, 9]},
+        **conf,
+    )
     return app
 
 
-def record(app: Celery, act: Callable[[], object], *, own: str, outcome: tuple[str, Any] | None = None,
-           body: dict[str, Any] | None = None) -> list[Effect]:
+def record(
+    app: Celery,
+    act: Callable[[], object],
+    *,
+    own: str,
+    outcome: tuple[str, Any] | None = None,
+    body: dict[str, Any] | None = None,
+) -> list[Effect]:
     """The effects of `act()`. Raises what a lost Redis raised: then nothing is decided, call again."""
     RECORDING.reset()
     RECORDING.effects, RECORDING.own, RECORDING.outcome, RECORDING.body = [], own, outcome, body
-    current, _tls.current_app = getattr(_tls, "current_app", None), app  # parts of a canvas ask for the current app
+    current, celery_state._tls.current_app = (
+        getattr(celery_state._tls, "current_app", None),
+        app,
+    )  # parts of a canvas ask for the current app
     try:
         act()
         if RECORDING.broken:
@@ -213,7 +232,7 @@ def record(app: Celery, act: Callable[[], object], *, own: str, outcome: tuple[s
         return RECORDING.effects
     finally:
         RECORDING.reset()
-        _tls.current_app = current
+        celery_state._tls.current_app = current
 
 
 def flat(effects: list[Effect]) -> list[Any]:

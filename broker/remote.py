@@ -10,8 +10,9 @@ import socket
 import threading
 from typing import Any
 
+import redis
 from celery import Celery
-from kombu.exceptions import OperationalError
+from kombu.exceptions import KombuError
 
 from .errors import BatchyardError
 from .store import Yard
@@ -22,15 +23,25 @@ log = logging.getLogger(__name__)
 def celery_app(url: str) -> Celery:
     """The app that Flower, the remote-control ear and the CLI share. It registers no task."""
     app = Celery("batchyard", broker=url, backend=url, set_as_current=False)
-    app.conf.update(accept_content=["json"], task_serializer="json", result_serializer="json",
-                    broker_connection_retry_on_startup=True, broker_connection_max_retries=None,
-                    broker_transport_options=TRANSPORT_OPTIONS)
+    app.conf.update(
+        accept_content=["json"],
+        task_serializer="json",
+        result_serializer="json",
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options=TRANSPORT_OPTIONS,
+    )
     return app
 
 
 # Without these a silent network leaves a worker deaf for ever (Celery's "silent after reconnect").
-TRANSPORT_OPTIONS: dict[str, Any] = {"socket_timeout": 5, "socket_keepalive": True, "health_check_interval": 5,
-                                     "queue_order_strategy": "priority", "priority_steps": list(range(10))}
+TRANSPORT_OPTIONS: dict[str, Any] = {
+    "socket_timeout": 5,
+    "socket_keepalive": True,
+    "health_check_interval": 5,
+    "queue_order_strategy": "priority",
+    "priority_steps": list(range(10)),
+}
 
 
 def ids_of(value: object) -> list[str]:
@@ -54,15 +65,15 @@ class RevokeEar:
         while not self._stop.is_set():
             try:
                 self._listen()
-            except (OperationalError, OSError, *self._app.connection_for_read().connection_errors) as error:
+            except (redis.RedisError, KombuError, OSError) as error:
                 log.warning("remote control waits for Redis: %s", error)
                 self._stop.wait(0.5)
 
     def _listen(self) -> None:
         handlers = {"revoke": self._revoke, "terminate": self._terminate, "ping": lambda _, **__: {"ok": "pong"}}
         with self._app.connection_for_read() as connection:
-            node = self._app.control.mailbox.Node(self.name, channel=connection.default_channel, handlers=handlers,
-                                                  state=None)
+            control: Any = self._app.control
+            node = control.mailbox.Node(self.name, channel=connection.default_channel, handlers=handlers, state=None)
             node.listen(callback=node.handle_message)
             while not self._stop.is_set():
                 try:

@@ -1,7 +1,7 @@
 """States of a job and the one table of its legal moves.
 
-    SUBMITTED ─ eta? → PENDING → RUNNABLE ─ claim → STARTING → RUNNING → SUCCEEDED | FAILED
-                                    ↑_________ retry, drain, lost node ________|
+SUBMITTED ─ eta? → PENDING → RUNNABLE ─ claim → STARTING → RUNNING → SUCCEEDED | FAILED
+                                ↑_________ retry, drain, lost node ________|
 """
 
 from __future__ import annotations

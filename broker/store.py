@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import redis
+from redis.client import PubSub
 
 from . import config, keys
 from .config import Config
@@ -52,9 +53,23 @@ class Incoming:
     def arguments(self) -> list[Arg]:
         """As `by_intake` reads them. vCPUs in thousandths, disk in MiB, rounded up."""
         clear = {**(self.clear or {}), **({"reason": self.reason} if self.reason else {})}
-        return [self.list_key, self.raw, self.kind, self.id, self.queue, self.priority, _up(self.vcpus * 1000),
-                self.memory_mib, self.gpus, _up(self.disk_gib * 1024), self.eta_ms, self.expires_ms, self.chord_key,
-                json.dumps(clear), self.reason if self.kind == "dead" else self.document]
+        return [
+            self.list_key,
+            self.raw,
+            self.kind,
+            self.id,
+            self.queue,
+            self.priority,
+            _up(self.vcpus * 1000),
+            self.memory_mib,
+            self.gpus,
+            _up(self.disk_gib * 1024),
+            self.eta_ms,
+            self.expires_ms,
+            self.chord_key,
+            json.dumps(clear),
+            self.reason if self.kind == "dead" else self.document,
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +109,10 @@ class Yard:
         try:
             policy = self.redis.config_get("maxmemory-policy").get("maxmemory-policy")
             if policy != "noeviction":
-                raise InvalidConfig(f"Redis evicts keys (maxmemory-policy {policy}), so jobs would vanish; "
-                                    "set maxmemory-policy noeviction")
+                raise InvalidConfig(
+                    f"Redis evicts keys (maxmemory-policy {policy}), so jobs would vanish; "
+                    "set maxmemory-policy noeviction"
+                )
             events = self.redis.config_get("notify-keyspace-events").get("notify-keyspace-events") or ""
             if "K" not in events or not {"l", "A"} & set(events):
                 self.redis.config_set("notify-keyspace-events", "".join({*events, "K", "l"}))
@@ -125,47 +142,95 @@ class Yard:
         return answer
 
     # -- moves of a node
-    def claim(self, node: str, claim_id: str, free: Free, queues: Sequence[str], *, lease_s: float,
-              count: int = 1) -> tuple[bool, list[Claimed]]:
+    def claim(
+        self, node: str, claim_id: str, free: Free, queues: Sequence[str], *, lease_s: float, count: int = 1
+    ) -> tuple[bool, list[Claimed]]:
         """(ask again at once, jobs). The same claim_id gets the same answer."""
-        more, *jobs = self._call("claim", node, claim_id, int(lease_s * 1000), int(free.vcpus * 1000 + 1e-6),
-                                 free.memory_mib, free.gpus, int(free.disk_gib * 1024), count, *queues)
-        return bool(more), [Claimed(id=j[0].decode(), token=j[1].decode(), attempt=int(j[2]), document=j[3],
-                                    queue=j[4].decode())
-                            for j in jobs]
+        more, *jobs = self._call(
+            "claim",
+            node,
+            claim_id,
+            int(lease_s * 1000),
+            int(free.vcpus * 1000 + 1e-6),
+            free.memory_mib,
+            free.gpus,
+            int(free.disk_gib * 1024),
+            count,
+            *queues,
+        )
+        return bool(more), [
+            Claimed(id=j[0].decode(), token=j[1].decode(), attempt=int(j[2]), document=j[3], queue=j[4].decode())
+            for j in jobs
+        ]
 
     def held(self, node: str) -> list[Claimed]:
         """What Redis says that this node holds."""
-        return [Claimed(id=i.decode(), token=token.decode(), attempt=int(n), document=document, queue=queue.decode(), cancel=cancel.decode(),
-                        started=int(started) / 1000 if started else None)
-                for i, token, n, document, queue, cancel, started in self._call("held", node)]
+        return [
+            Claimed(
+                id=i.decode(),
+                token=token.decode(),
+                attempt=int(n),
+                document=document,
+                queue=queue.decode(),
+                cancel=cancel.decode(),
+                started=int(started) / 1000 if started else None,
+            )
+            for i, token, n, document, queue, cancel, started in self._call("held", node)
+        ]
 
     def start(self, job: Claimed, *, started_s: float, celery: str, expires_s: int) -> bool:
         """STARTING → RUNNING, with Celery's STARTED result (or ''). False: the lease is lost."""
         return bool(self._call("start", job.id, job.token, int(started_s * 1000), celery, expires_s))
 
-    def renew(self, node: str, about: Mapping[str, str], held: Mapping[str, str], *,
-              lease_s: float) -> list[tuple[str, Literal["lost", "cancel"], str]]:
+    def renew(
+        self, node: str, about: Mapping[str, str], held: Mapping[str, str], *, lease_s: float
+    ) -> list[tuple[str, Literal["lost", "cancel"], str]]:
         """The node's heartbeat and all of its leases (id → token) in one call; what there is to be told of them."""
         args = [a for pair in held.items() for a in pair]
         out = [x.decode() for x in self._call("renew", node, int(lease_s * 1000), json.dumps(dict(about)), *args)]
-        return [(out[i], out[i + 1], out[i + 2]) for i in range(0, len(out), 3)]  # type: ignore[misc]
+        return [(out[i], out[i + 1], out[i + 2]) for i in range(0, len(out), 3)]
 
     def leave(self, node: str) -> bool:
         """Takes a node that holds nothing off the list."""
         return bool(self._call("leave", node))
 
-    def settle(self, job: Claimed, state: State, attempt: Attempt, fields: Mapping[str, str], effects: list[Effect], *,
-               retention_s: int) -> bool:
+    def settle(
+        self,
+        job: Claimed,
+        state: State,
+        attempt: Attempt,
+        fields: Mapping[str, str],
+        effects: list[Effect],
+        *,
+        retention_s: int,
+    ) -> bool:
         """The end of a job, with all that follows. False: the lease is lost and nothing was written."""
-        return bool(self._call("settle", job.id, job.token, state.value, json.dumps(dict(fields)), attempt.dumps(),
-                               retention_s, *flat(effects)))
+        return bool(
+            self._call(
+                "settle",
+                job.id,
+                job.token,
+                state.value,
+                json.dumps(dict(fields)),
+                attempt.dumps(),
+                retention_s,
+                *flat(effects),
+            )
+        )
 
     def give_back(self, job: Claimed, attempt: Attempt | None, *, fields: Mapping[str, str] | None = None) -> bool:
         """Back to its old place in the queue. False: the lease is lost."""
         counted = attempt is not None and attempt.counted
-        return bool(self._call("giveback", job.id, job.token, int(counted), attempt.dumps() if attempt else "",
-                               json.dumps(dict(fields or {}))))
+        return bool(
+            self._call(
+                "giveback",
+                job.id,
+                job.token,
+                int(counted),
+                attempt.dumps() if attempt else "",
+                json.dumps(dict(fields or {})),
+            )
+        )
 
     def progress(self, job_id: str, text: str) -> None:
         """What the job does just now, for people."""
@@ -182,8 +247,9 @@ class Yard:
         pairs = found.items() if isinstance(found, dict) else zip(found[::2], found[1::2], strict=True)
         return {k.decode(): json.loads(v) for k, v in pairs}
 
-    def finish(self, job_id: str, state: State, fields: Mapping[str, str], effects: list[Effect], *,
-               retention_s: int) -> bool:
+    def finish(
+        self, job_id: str, state: State, fields: Mapping[str, str], effects: list[Effect], *, retention_s: int
+    ) -> bool:
         """The end of a job outside a node. False: another call did it."""
         return bool(self._call("finish", job_id, state.value, json.dumps(dict(fields)), retention_s, *flat(effects)))
 
@@ -191,10 +257,16 @@ class Yard:
         return bool(self._call("deliver", field, *flat(effects)))
 
     # -- looking
+    def pubsub(self) -> PubSub:
+        """A subscription of its own connection, without the notices of subscribing."""
+        made: PubSub = self.redis.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
+        return made
+
     def depth(self, queues: Sequence[str]) -> dict[str, Depth]:
         flat_ = [int(n) for n in self._call("depth", *queues)]
-        return {q: Depth(lists=flat_[3 * i], index=flat_[3 * i + 1], delayed=flat_[3 * i + 2])
-                for i, q in enumerate(queues)}
+        return {
+            q: Depth(lists=flat_[3 * i], index=flat_[3 * i + 1], delayed=flat_[3 * i + 2]) for i, q in enumerate(queues)
+        }
 
     def record(self, job_id: str) -> Record:
         """Raises NotFound."""
@@ -243,8 +315,10 @@ class Yard:
     def dead_letters(self) -> dict[str, dict[str, Any]]:
         """number → {at (ms), reason, list, raw}."""
         found = self._read("HGETALL", keys.DEAD)
-        return {k.decode(): json.loads(v.decode("utf-8", "replace"), strict=False) for k, v in
-                sorted(found.items(), key=lambda kv: int(kv[0]))}
+        return {
+            k.decode(): json.loads(v.decode("utf-8", "replace"), strict=False)
+            for k, v in sorted(found.items(), key=lambda kv: int(kv[0]))
+        }
 
     def drop_dead_letters(self, numbers: Sequence[str]) -> int:
         return int(self._read("HDEL", keys.DEAD, *numbers)) if numbers else 0
@@ -254,7 +328,7 @@ class Yard:
         return self._functions.call(name, *args)
 
     def _read(self, *command: Arg) -> Any:
-        return self.guard(lambda: self.redis.execute_command(*command))
+        return self.guard(lambda: self.redis.execute_command(*command))  # type: ignore[no-untyped-call]
 
     @staticmethod
     def guard(act: Any) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 import redis
+from redis.client import PubSub
 
 from . import keys
 from .errors import BrokerUnavailable, NotEnded
@@ -65,7 +66,7 @@ class _Board:
 def _session(yard: Yard, board: _Board, look: Look, end: float | None) -> None:
     """Until all have ended or the time is over."""
     prefix = keys.result("").encode()
-    pubsub = yard.redis.pubsub(ignore_subscribe_messages=True)
+    pubsub: PubSub = yard.redis.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
     try:
         pubsub.subscribe(*(keys.result(i) for i in board.open))
         next_look = 0.0  # after subscribing: what ends from now on is heard

@@ -58,8 +58,16 @@ class Finished:
 class Execution:
     """`run` is called once; `stop` from any thread. `started` is called when the container runs."""
 
-    def __init__(self, tools: Tools, claimed: Claimed, document: Document, job: Job, allocation: Allocation,
-                 container: str | None, on_start: Callable[[float], None]) -> None:
+    def __init__(
+        self,
+        tools: Tools,
+        claimed: Claimed,
+        document: Document,
+        job: Job,
+        allocation: Allocation,
+        container: str | None,
+        on_start: Callable[[float], None],
+    ) -> None:
         self._tools, self._claimed, self._document, self._job = tools, claimed, document, job
         self._allocation, self._on_start = allocation, on_start
         epoch = claimed.token.partition(":")[0]
@@ -116,8 +124,14 @@ class Execution:
             error = caught if isinstance(caught, BatchyardError) else _told(caught)
         self._over.set()
         ended = exit.finished_at if exit is not None else time.time()
-        outcome = decide(exit=exit, error=error, stop=self._stop, why=self._why, attempt=self._claimed.attempt,
-                         attempts=self._job.attempts)
+        outcome = decide(
+            exit=exit,
+            error=error,
+            stop=self._stop,
+            why=self._why,
+            attempt=self._claimed.attempt,
+            attempts=self._job.attempts,
+        )
         blob, tail = self._keep_log(capture, outcome)
         return Finished(outcome=outcome, started=self.started, ended=ended, outputs=outputs, log=blob, log_tail=tail)
 
@@ -140,8 +154,14 @@ class Execution:
         try:
             exit = engine.wait(container)
         except NotFound:
-            return Exit(code=255, oom=False, started_at=self.started or time.time(), finished_at=time.time(),
-                        error="its container was removed by somebody else", interrupted=True)
+            return Exit(
+                code=255,
+                oom=False,
+                started_at=self.started or time.time(),
+                finished_at=time.time(),
+                error="its container was removed by somebody else",
+                interrupted=True,
+            )
         finally:
             self._tools.poller.discard(capture)
             if timer is not None:
@@ -154,8 +174,9 @@ class Execution:
         if self._job.timeout_s is None:
             return None
         left_s = (self.started or time.time()) + self._job.timeout_s - time.time()
-        timer = threading.Timer(max(0.0, left_s), self.stop, (Stop.TIMEOUT, ""),
-                                {"grace_s": None, "first_signal": "SIGTERM"})
+        timer = threading.Timer(
+            max(0.0, left_s), self.stop, (Stop.TIMEOUT, ""), {"grace_s": None, "first_signal": "SIGTERM"}
+        )
         timer.daemon = True
         timer.start()
         return timer
@@ -193,25 +214,43 @@ class Execution:
     def _spec(self, binds: list[Bind]) -> ContainerSpec:
         tools, job = self._tools, self._job
         gpus = [gpu for gpu in tools.options.gpus if gpu.id in self._allocation.gpus]
-        identity = Identity(yard=tools.yard_id, node=tools.options.name, job_id=self._claimed.id,
-                            token=self._claimed.token, attempt=self._claimed.attempt, queue=self._claimed.queue,
-                            environment=tools.options.environment)
-        spec = container_spec(job, identity, work=str(self.folder / "work"), binds=binds, secrets=self._secrets,
-                              gpus=gpus, node_has_gpus=bool(tools.options.gpus))
+        identity = Identity(
+            yard=tools.yard_id,
+            node=tools.options.name,
+            job_id=self._claimed.id,
+            token=self._claimed.token,
+            attempt=self._claimed.attempt,
+            queue=self._claimed.queue,
+            environment=tools.options.environment,
+        )
+        spec = container_spec(
+            job,
+            identity,
+            work=str(self.folder / "work"),
+            binds=binds,
+            secrets=self._secrets,
+            gpus=gpus,
+            node_has_gpus=bool(tools.options.gpus),
+        )
         work_directory(self.folder, spec.user)
         return spec
 
     def _log(self) -> LogCapture:
-        capture = LogCapture(self.folder / "log", mask=[v.encode() for v in self._secrets.values()],
-                             on_lines=self._tools.live.lines_of(self._claimed.id))
+        capture = LogCapture(
+            self.folder / "log",
+            mask=[v.encode() for v in self._secrets.values()],
+            on_lines=self._tools.live.lines_of(self._claimed.id),
+        )
         taken = "takes up" if self._container is not None else "takes"
         capture.platform(f"node {self._tools.options.name} {taken} attempt {self._claimed.attempt}")
         return capture
 
     def _publish(self) -> dict[str, Blob]:
         work = self.folder / "work"
-        return {name: publish(self._tools.blobs, work, str(PurePosixPath(path).relative_to(WORK)), name)
-                for name, path in self._job.outputs.items()}
+        return {
+            name: publish(self._tools.blobs, work, str(PurePosixPath(path).relative_to(WORK)), name)
+            for name, path in self._job.outputs.items()
+        }
 
     def _keep_log(self, capture: LogCapture | None, outcome: Outcome) -> tuple[Blob | None, str]:
         """The sealed log and its last lines. A log that cannot be kept does not change the outcome."""
@@ -249,8 +288,11 @@ class Execution:
 
 def command_lines(text: str) -> str:
     """Log lines as the command wrote them: without time and stream, without the platform's own."""
-    return "\n".join(words[2] if len(words) > 2 else "" for line in text.splitlines()
-                     if len(words := line.split(" ", 2)) > 1 and words[1] != "platform")
+    return "\n".join(
+        words[2] if len(words) > 2 else ""
+        for line in text.splitlines()
+        if len(words := line.split(" ", 2)) > 1 and words[1] != "platform"
+    )
 
 
 def _told(error: OSError) -> BatchyardError:

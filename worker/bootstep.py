@@ -25,19 +25,20 @@ from batchyard.broker.remote import ids_of
 from .node import Node
 
 log = logging.getLogger(__name__)
+_StartStopStep: Any = bootsteps.StartStopStep  # its stub says that info() gives nothing
 KILL_S = 2.0  # from SIGTERM to SIGKILL when a drain's grace is over
 
 
-class NodeStep(bootsteps.StartStopStep):  # type: ignore[misc]
+class NodeStep(_StartStopStep):  # type: ignore[misc]
     """Starts with the worker, drains before it goes. `node` is set by `attach`."""
 
-    requires = {"celery.worker.components:Hub", "celery.worker.components:Pool"}
+    requires = ("celery.worker.components:Hub", "celery.worker.components:Pool")
     node: Node
 
-    def create(self, worker: Any) -> None:
-        worker.node = self.node
+    def create(self, parent: Any) -> None:
+        parent.node = self.node
 
-    def start(self, worker: Any) -> None:
+    def start(self, parent: Any) -> None:
         """Main thread, before the broker connection exists."""
         self.node.start()
         threading.Thread(target=self._announce, daemon=True).start()
@@ -45,31 +46,36 @@ class NodeStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def _announce(self) -> None:
         self.node.ready.wait()
         options = self.node.tools.options
-        print(f"ready: node {options.name} serves {','.join(self.node.queues())} with {options.vcpus:g} vCPUs, "
-              f"{options.memory_mib} MiB, {len(options.gpus)} GPUs, {options.disk_gib:g} GiB", flush=True)
+        print(
+            f"ready: node {options.name} serves {','.join(self.node.queues())} with {options.vcpus:g} vCPUs, "
+            f"{options.memory_mib} MiB, {len(options.gpus)} GPUs, {options.disk_gib:g} GiB",
+            flush=True,
+        )
 
     def register_with_event_loop(self, worker: Any, hub: Any) -> None:
         """Main thread, after every (re)connect."""
         self.node.tools.reporter.connected(worker.consumer)
         hub.call_soon(self.node.tools.reporter.flush)
 
-    def info(self, worker: Any) -> dict[str, Any]:
+    def info(self, obj: Any) -> dict[str, Any]:
         """Part of `inspect stats`; `pool` replaces what the pool said."""
         jobs = len(self.node.runs)
-        return {"pool": {**worker.pool.info, "max-concurrency": self.node.tools.options.most_jobs, "processes": []},
-                "batchyard": {"running": jobs}}
+        return {
+            "pool": {**obj.pool.info, "max-concurrency": self.node.tools.options.most_jobs, "processes": []},
+            "batchyard": {"running": jobs},
+        }
 
-    def close(self, worker: Any) -> None:
+    def close(self, parent: Any) -> None:
         """First hook of warm and cold shutdown, on the main thread; the broker connection is still there."""
         node, end = self.node, time.monotonic() + self.node.tools.options.grace_s
         node.drain()
-        _pump(worker, lambda: not node.empty() and time.monotonic() < end and not worker_state.should_terminate)
+        _pump(parent, lambda: not node.empty() and time.monotonic() < end and not worker_state.should_terminate)
         node.give_back_all(KILL_S)
         end = time.monotonic() + KILL_S + 5
-        _pump(worker, lambda: not node.empty() and time.monotonic() < end)
+        _pump(parent, lambda: not node.empty() and time.monotonic() < end)
         node.tools.reporter.flush()
-        if worker.consumer and worker.consumer.event_dispatcher:
-            worker.consumer.event_dispatcher.flush()
+        if parent.consumer and parent.consumer.event_dispatcher:
+            parent.consumer.event_dispatcher.flush()
         node.close()
 
 
@@ -108,36 +114,47 @@ def _signal_name(value: object) -> str:
     return "SIG" + str(value).upper().removeprefix("SIG") if value else "SIGTERM"
 
 
-@control_command(variadic="task_id", signature="[id1 [id2 [... [idN]]]]")  # type: ignore[untyped-decorator]
+@control_command(variadic="task_id", signature="[id1 [id2 [... [idN]]]]")
 def revoke(state: Any, task_id: object, terminate: bool = False, signal: object = None, **_: object) -> dict[str, Any]:
     """Cancel jobs: stored, then told to those that run here."""
     node: Node = state.consumer.controller.node
     try:
-        return {"ok": {i: node.cancel(i, "terminated" if terminate else "revoked", terminate=terminate,
-                                      first_signal=_signal_name(signal)) for i in ids_of(task_id)}}
+        return {
+            "ok": {
+                i: node.cancel(
+                    i, "terminated" if terminate else "revoked", terminate=terminate, first_signal=_signal_name(signal)
+                )
+                for i in ids_of(task_id)
+            }
+        }
     except (BatchyardError, ValueError) as error:
         return {"error": str(error)}
 
 
-@control_command(variadic="task_id", args=[("signal", str)],
-                 signature="<signal> [id1 [id2 [... [idN]]]]")  # type: ignore[untyped-decorator]
+@control_command(variadic="task_id", args=[("signal", str)], signature="<signal> [id1 [id2 [... [idN]]]]")
 def terminate(state: Any, signal: object, task_id: object, **_: object) -> dict[str, Any]:
     """The built-in command would call the built-in revoke."""
-    return revoke(state, task_id, terminate=True, signal=signal)  # type: ignore[no-any-return]
+    answer: dict[str, Any] = revoke(state, task_id, terminate=True, signal=signal)
+    return answer
 
 
-@control_command(variadic="headers", signature="[key1=value1 [... [keyN=valueN]]]")  # type: ignore[untyped-decorator]
-def revoke_by_stamped_headers(state: Any, headers: Any, terminate: bool = False, signal: object = None,
-                              **_: object) -> dict[str, Any]:
+@control_command(variadic="headers", signature="[key1=value1 [... [keyN=valueN]]]")
+def revoke_by_stamped_headers(
+    state: Any, headers: Any, terminate: bool = False, signal: object = None, **_: object
+) -> dict[str, Any]:
     """Of the jobs that run here, those with one of these stamps."""
     wanted = dict(h.split("=", 1) for h in headers) if isinstance(headers, list) else headers
     node: Node = state.consumer.controller.node
-    hit = [run.claimed.id for run in list(node.runs.values())
-           if any(set(ids_of(run.view.stamps.get(k))) & set(ids_of(v)) for k, v in wanted.items() if k in run.view.stamps)]
-    return revoke(state, hit, terminate, signal)  # type: ignore[no-any-return]
+    hit = [
+        run.claimed.id
+        for run in list(node.runs.values())
+        if any(set(ids_of(run.view.stamps.get(k))) & set(ids_of(v)) for k, v in wanted.items() if k in run.view.stamps)
+    ]
+    answer: dict[str, Any] = revoke(state, hit, terminate, signal)
+    return answer
 
 
-@inspect_command()  # type: ignore[untyped-decorator]
+@inspect_command()
 def active_queues(state: Any) -> list[dict[str, Any]]:
     """What this node serves, though Celery pops none of it."""
     return [Queue(q, routing_key=q).as_dict(recurse=True) for q in state.consumer.controller.node.queues()]
@@ -147,6 +164,14 @@ def _refuse(name: str) -> None:
     control_command(name=name)(lambda state, **_: {"error": f"{name} does not apply to a Batchyard node"})
 
 
-for _name in ("add_consumer", "cancel_consumer", "pool_grow", "pool_shrink", "pool_restart", "autoscale", "rate_limit",
-              "time_limit"):
+for _name in (
+    "add_consumer",
+    "cancel_consumer",
+    "pool_grow",
+    "pool_shrink",
+    "pool_restart",
+    "autoscale",
+    "rate_limit",
+    "time_limit",
+):
     _refuse(_name)

@@ -15,13 +15,24 @@ from . import gpu, options
 
 @click.command()
 @click.option("--broker", envvar="BATCHYARD_BROKER_URL", required=True, help="The yard's Redis, redis://…")
-@click.option("--key-file", envvar="BATCHYARD_KEY_FILE", required=True, type=click.Path(path_type=Path),
-              help="The yard's keys.")
-@click.option("--store", envvar="BATCHYARD_STORE", required=True, type=click.Path(path_type=Path),
-              help="Folder of the blob store.")
+@click.option(
+    "--key-file", envvar="BATCHYARD_KEY_FILE", required=True, type=click.Path(path_type=Path), help="The yard's keys."
+)
+@click.option(
+    "--store",
+    envvar="BATCHYARD_STORE",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder of the blob store.",
+)
 @click.option("--name", default=options.machine_name, help="Unique in the yard.  [default: this host's name]")
-@click.option("--state", type=click.Path(path_type=Path), default=Path("~/.batchyard/node"), show_default=True,
-              help="The node's own folder.")
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    default=Path("~/.batchyard/node"),
+    show_default=True,
+    help="The node's own folder.",
+)
 @click.option("--queues", default="", help="Queues to serve, by comma.  [default: all]")
 @click.option("--vcpus", type=click.FloatRange(min=0, min_open=True), help="[default: all processors]")
 @click.option("--memory-mib", type=click.IntRange(min=6), help="[default: nine tenths of the machine's]")
@@ -29,17 +40,52 @@ from . import gpu, options
 @click.option("--disk-gib", type=click.FloatRange(min=0), help="[default: most of what is free]")
 @click.option("--labels", default="", help="k=v,k=v; environment=NAME says which compute environment this node is in.")
 @click.option("--secrets", type=click.Path(path_type=Path, file_okay=False), help="Folder with one file a secret.")
-@click.option("--allow-root", "allowed_roots", multiple=True, type=click.Path(path_type=Path, file_okay=False),
-              help="Folder from which file:// inputs may come. May be repeated.")
-@click.option("--grace-s", type=click.FloatRange(min=0), default=10.0, show_default=True,
-              help="What running jobs get when the node is told to go.")
-@click.option("--stop-grace-s", type=click.FloatRange(min=0), default=30.0, show_default=True,
-              help="From SIGTERM to SIGKILL of a cancelled job.")
-@click.option("--partition-grace-s", type=click.FloatRange(min=0), default=600.0, show_default=True,
-              help="How long jobs go on without Redis.")
-def worker(broker: str, key_file: Path, store: Path, name: str, state: Path, queues: str, vcpus: float | None,
-           memory_mib: int | None, gpus: str | None, disk_gib: float | None, labels: str, secrets: Path | None,
-           allowed_roots: tuple[Path, ...], grace_s: float, stop_grace_s: float, partition_grace_s: float) -> None:
+@click.option(
+    "--allow-root",
+    "allowed_roots",
+    multiple=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder from which file:// inputs may come. May be repeated.",
+)
+@click.option(
+    "--grace-s",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    help="What running jobs get when the node is told to go.",
+)
+@click.option(
+    "--stop-grace-s",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    help="From SIGTERM to SIGKILL of a cancelled job.",
+)
+@click.option(
+    "--partition-grace-s",
+    type=click.FloatRange(min=0),
+    default=600.0,
+    show_default=True,
+    help="How long jobs go on without Redis.",
+)
+def worker(
+    broker: str,
+    key_file: Path,
+    store: Path,
+    name: str,
+    state: Path,
+    queues: str,
+    vcpus: float | None,
+    memory_mib: int | None,
+    gpus: str | None,
+    disk_gib: float | None,
+    labels: str,
+    secrets: Path | None,
+    allowed_roots: tuple[Path, ...],
+    grace_s: float,
+    stop_grace_s: float,
+    partition_grace_s: float,
+) -> None:
     """Run a node: claim jobs that fit, run their containers.
 
     \b
@@ -51,13 +97,29 @@ def worker(broker: str, key_file: Path, store: Path, name: str, state: Path, que
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     pairs = _labels(labels)
     state = state.expanduser().absolute()
-    raise SystemExit(serve(broker, key_file.expanduser(), options.NodeOptions(
-        name=_checked(name), state=state, store=store.expanduser().absolute(),
-        queues=tuple(q for q in queues.split(",") if q), vcpus=vcpus or os.cpu_count() or 1,
-        memory_mib=memory_mib or options.machine_memory_mib(),
-        disk_gib=options.machine_disk_gib(state) if disk_gib is None else disk_gib, gpus=gpu.discover(gpus), labels=pairs,
-        secrets=secrets, allowed_roots=allowed_roots, environment=pairs.get("environment", "here"), grace_s=grace_s,
-        stop_grace_s=stop_grace_s, partition_grace_s=partition_grace_s)))
+    raise SystemExit(
+        serve(
+            broker,
+            key_file.expanduser(),
+            options.NodeOptions(
+                name=_checked(name),
+                state=state,
+                store=store.expanduser().absolute(),
+                queues=tuple(q for q in queues.split(",") if q),
+                vcpus=vcpus or os.cpu_count() or 1,
+                memory_mib=memory_mib or options.machine_memory_mib(),
+                disk_gib=options.machine_disk_gib(state) if disk_gib is None else disk_gib,
+                gpus=gpu.discover(gpus),
+                labels=pairs,
+                secrets=secrets,
+                allowed_roots=allowed_roots,
+                environment=pairs.get("environment", "here"),
+                grace_s=grace_s,
+                stop_grace_s=stop_grace_s,
+                partition_grace_s=partition_grace_s,
+            ),
+        )
+    )
 
 
 def _checked(name: str) -> str:

@@ -6,8 +6,6 @@ import hashlib
 import warnings
 from pathlib import Path
 
-from celery.platforms import SecurityWarning
-
 from batchyard.broker.config import Config, single_machine
 from batchyard.broker.errors import BrokerUnavailable, NotFound
 from batchyard.broker.followups import Followups
@@ -40,12 +38,25 @@ def serve(url: str, key_file: Path, options: NodeOptions) -> int:
     node = Node(_tools(yard, ring, options, config))
     app = celery_app(url)
     app.set_current()
-    app.conf.update(worker_cancel_long_running_tasks_on_connection_loss=False, worker_send_task_events=True,
-                    worker_hijack_root_logger=False, worker_redirect_stdouts=False, worker_soft_shutdown_timeout=0)
+    app.conf.update(
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_send_task_events=True,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        worker_soft_shutdown_timeout=0,
+    )
     attach(app, node, [q for q in config.by_priority() if not options.queues or q in options.queues])
-    warnings.simplefilter("ignore", SecurityWarning)  # Celery warns of root for pickle's sake; only JSON is taken here
-    worker = app.Worker(hostname=f"{options.name}@batchyard", pool="solo", task_events=True, loglevel="INFO",
-                        without_gossip=True, without_mingle=True)
+    warnings.filterwarnings(
+        "ignore", "You're running the worker with superuser"
+    )  # for pickle's sake; we take JSON only
+    worker = app.Worker(
+        hostname=f"{options.name}@batchyard",
+        pool="solo",
+        task_events=True,
+        loglevel="INFO",
+        without_gossip=True,
+        without_mingle=True,
+    )
     worker.start()
     return int(worker.exitcode or 0)
 
@@ -54,11 +65,20 @@ def _tools(yard: Yard, ring: KeyRing, options: NodeOptions, config: Config) -> T
     blobs, engine = BlobStore(DirectoryStore(options.store), ring), DockerEngine()
     copies = LocalCopies(options.state / "copies", blobs)
     return Tools(
-        yard=yard, yard_id=hashlib.sha256(ring.name("sha256:" + "0" * 64).encode()).hexdigest()[:16],
-        hostname=f"{options.name}@batchyard", config=config, options=options, engine=engine, puller=Puller(engine),
-        stage=Stage(copies=copies, allowed_roots=options.allowed_roots), blobs=blobs,
-        followups=Followups(yard.url, result_expires_s=config.result_expires_s), poller=LogPoller(),
-        live=LiveShipper(LiveTail(yard)), reporter=Reporter())
+        yard=yard,
+        yard_id=hashlib.sha256(ring.name("sha256:" + "0" * 64).encode()).hexdigest()[:16],
+        hostname=f"{options.name}@batchyard",
+        config=config,
+        options=options,
+        engine=engine,
+        puller=Puller(engine),
+        stage=Stage(copies=copies, allowed_roots=options.allowed_roots),
+        blobs=blobs,
+        followups=Followups(yard.url, result_expires_s=config.result_expires_s),
+        poller=LogPoller(),
+        live=LiveShipper(LiveTail(yard)),
+        reporter=Reporter(),
+    )
 
 
 def _first_config(yard: Yard, options: NodeOptions) -> Config:

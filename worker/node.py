@@ -42,8 +42,12 @@ class Node:
 
     def __init__(self, tools: Tools) -> None:
         self.tools, options = tools, tools.options
-        self.ledger = Ledger(vcpus=options.vcpus, memory_mib=options.memory_mib, disk_gib=options.disk_gib,
-                             gpus=[gpu.id for gpu in options.gpus])
+        self.ledger = Ledger(
+            vcpus=options.vcpus,
+            memory_mib=options.memory_mib,
+            disk_gib=options.disk_gib,
+            gpus=[gpu.id for gpu in options.gpus],
+        )
         self.runs: dict[str, Run] = {}
         self._slots, self._lock = Slots(options.most_jobs), threading.Lock()
         self._wake, self._beat, self._closing = threading.Event(), threading.Event(), threading.Event()
@@ -130,10 +134,17 @@ class Node:
         free, room = self.ledger.free(), self._slots.free()
         if room <= 0 or free.vcpus_milli <= 0:
             return False
-        wanted = Free(vcpus=free.vcpus_milli / 1000, memory_mib=free.memory_mib, gpus=free.gpus,
-                      disk_gib=free.disk_mib / 1024)
-        more, jobs = self.tools.yard.claim(self.tools.options.name, claim_id, wanted, self.queues(),
-                                           lease_s=self.tools.config.lease_s, count=min(room, AT_ONCE))
+        wanted = Free(
+            vcpus=free.vcpus_milli / 1000, memory_mib=free.memory_mib, gpus=free.gpus, disk_gib=free.disk_mib / 1024
+        )
+        more, jobs = self.tools.yard.claim(
+            self.tools.options.name,
+            claim_id,
+            wanted,
+            self.queues(),
+            lease_s=self.tools.config.lease_s,
+            count=min(room, AT_ONCE),
+        )
         for claimed in jobs:
             self._take(claimed, None)
         return more or bool(jobs)
@@ -214,18 +225,26 @@ class Node:
 
     def _about(self) -> Mapping[str, str]:
         options, free = self.tools.options, self.ledger.free()
-        return {"vcpus": f"{options.vcpus:g}", "memory_mib": str(options.memory_mib), "gpus": str(len(options.gpus)),
-                "disk_gib": f"{options.disk_gib:g}", "free_vcpus": f"{free.vcpus_milli / 1000:g}",
-                "free_memory_mib": str(free.memory_mib), "free_gpus": str(free.gpus), "queues": ",".join(self.queues()),
-                "labels": json.dumps(options.labels), "environment": options.environment,
-                "state": "DRAINING" if self._closing.is_set() else "READY"}
+        return {
+            "vcpus": f"{options.vcpus:g}",
+            "memory_mib": str(options.memory_mib),
+            "gpus": str(len(options.gpus)),
+            "disk_gib": f"{options.disk_gib:g}",
+            "free_vcpus": f"{free.vcpus_milli / 1000:g}",
+            "free_memory_mib": str(free.memory_mib),
+            "free_gpus": str(free.gpus),
+            "queues": ",".join(self.queues()),
+            "labels": json.dumps(options.labels),
+            "environment": options.environment,
+            "state": "DRAINING" if self._closing.is_set() else "READY",
+        }
 
     # -- calls
     def _listen_loop(self) -> None:
         """New work and cancels, the moment they are published."""
         self.ready.wait()
         while True:
-            pubsub = self.tools.yard.redis.pubsub(ignore_subscribe_messages=True)
+            pubsub = self.tools.yard.pubsub()
             try:
                 pubsub.subscribe(keys.WAKE, keys.CONTROL)
                 self._wake.set()
@@ -264,7 +283,6 @@ class Node:
             except BatchyardError as error:
                 log.warning("%s", error)
                 time.sleep(0.5)
-
 
 
 def _gpus_of(container: Listed | None) -> list[str] | None:

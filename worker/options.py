@@ -12,8 +12,11 @@ from .gpu import Gpu
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeOptions:
-    """name: unique in the yard. state: the node's own folder. queues: empty for all. grace_s: what running jobs get at a
-    drain; stop_grace_s: from SIGTERM to SIGKILL. partition_grace_s: how long jobs go on without Redis."""
+    """name: unique in the yard. state: the node's own folder. queues: empty for all.
+
+    grace_s: what running jobs get at a drain. stop_grace_s: from SIGTERM to SIGKILL. partition_grace_s: how long jobs
+    go on without Redis. most_jobs: at once.
+    """
 
     name: str
     state: Path

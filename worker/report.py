@@ -33,8 +33,9 @@ class TaskView:
     acknowledged = True
     task = SimpleNamespace(acks_late=False)
 
-    def __init__(self, document: Document, job: Job, hostname: str, stop: Callable[[], None],
-                 drain: Callable[[], None]) -> None:
+    def __init__(
+        self, document: Document, job: Job, hostname: str, stop: Callable[[], None], drain: Callable[[], None]
+    ) -> None:
         headers = document.message.headers
         self.id, self.name, self.hostname = document.message.id, document.message.task, hostname
         self._headers, self._stop, self._drain = headers, stop, drain
@@ -47,17 +48,32 @@ class TaskView:
 
     def info(self, safe: bool = False) -> dict[str, Any]:
         """What `inspect active | reserved | query_task` answers."""
-        return {"id": self.id, "name": self.name, "args": self.args, "kwargs": self.kwargs, "type": self.name,
-                "hostname": self.hostname, "time_start": self.time_start, "acknowledged": True,
-                "worker_pid": self.worker_pid,
-                "delivery_info": {**self._delivery, "priority": self._priority, "redelivered": False}}
+        return {
+            "id": self.id,
+            "name": self.name,
+            "args": self.args,
+            "kwargs": self.kwargs,
+            "type": self.name,
+            "hostname": self.hostname,
+            "time_start": self.time_start,
+            "acknowledged": True,
+            "worker_pid": self.worker_pid,
+            "delivery_info": {**self._delivery, "priority": self._priority, "redelivered": False},
+        }
 
     def received(self) -> dict[str, Any]:
         """Fields of the task-received event."""
         h = self._headers
-        return {"name": self.name, "args": self.args, "kwargs": self.kwargs, "root_id": h.get("root_id"),
-                "parent_id": h.get("parent_id"), "retries": h.get("retries", 0), "eta": h.get("eta"),
-                "expires": h.get("expires")}
+        return {
+            "name": self.name,
+            "args": self.args,
+            "kwargs": self.kwargs,
+            "root_id": h.get("root_id"),
+            "parent_id": h.get("parent_id"),
+            "retries": h.get("retries", 0),
+            "eta": h.get("eta"),
+            "expires": h.get("expires"),
+        }
 
     def cancel(self, pool: object, signal: object = None, emit_retry: bool = True) -> None:
         """Cold shutdown, called by Celery before any hook of ours."""
@@ -93,15 +109,26 @@ class Reporter:
         self._add(worker_state.task_accepted, view, "task-started")
 
     def succeeded(self, view: TaskView, result: str, runtime: float) -> None:
-        self._add(lambda v: worker_state.task_ready(v, successful=True), view, "task-succeeded", result=result,
-                  runtime=runtime)
+        self._add(
+            lambda v: worker_state.task_ready(v, successful=True),
+            view,
+            "task-succeeded",
+            result=result,
+            runtime=runtime,
+        )
 
     def failed(self, view: TaskView, reason: str) -> None:
         self._add(worker_state.task_ready, view, "task-failed", exception=f"JobFailed({reason!r})", traceback=None)
 
     def revoked(self, view: TaskView, *, terminated: bool) -> None:
-        self._add(worker_state.task_ready, view, "task-revoked", terminated=terminated, signum=15 if terminated else None,
-                  expired=False)
+        self._add(
+            worker_state.task_ready,
+            view,
+            "task-revoked",
+            terminated=terminated,
+            signum=15 if terminated else None,
+            expired=False,
+        )
 
     def returned(self, view: TaskView, reason: str) -> None:
         """Back in the queue; without this, Flower would not show the next node."""

@@ -36,13 +36,25 @@ T = TypeVar("T")
 class Run:
     """`execute` is called once; `stop` from anywhere, any number of times."""
 
-    def __init__(self, tools: Tools, claimed: Claimed, document: Document, job: Job, allocation: Allocation,
-                 container: str | None = None) -> None:
+    def __init__(
+        self,
+        tools: Tools,
+        claimed: Claimed,
+        document: Document,
+        job: Job,
+        allocation: Allocation,
+        container: str | None = None,
+    ) -> None:
         self.claimed, self.job, self.allocation = claimed, job, allocation
         self._tools, self._document = tools, document
         self.execution = Execution(tools, claimed, document, job, allocation, container, self._started)
-        self.view = TaskView(document, job, tools.hostname, stop=lambda: self.stop(Stop.CANCEL, "terminated"),
-                             drain=lambda: self.stop(Stop.DRAIN))
+        self.view = TaskView(
+            document,
+            job,
+            tools.hostname,
+            stop=lambda: self.stop(Stop.CANCEL, "terminated"),
+            drain=lambda: self.stop(Stop.DRAIN),
+        )
         self.over = threading.Event()
 
     def stop(self, stop: Stop, why: str = "", *, grace_s: float | None = None, first_signal: str = "SIGTERM") -> None:
@@ -89,8 +101,9 @@ class Run:
             return reporter.forgotten(self.view)
         if outcome.fate in {Fate.RETRY, Fate.RETURN}:
             attempt = self._record(end, outcome)
-            self._until_told(lambda: self._tools.yard.give_back(self.claimed, attempt,
-                                                                fields={"reason": outcome.reason}))
+            self._until_told(
+                lambda: self._tools.yard.give_back(self.claimed, attempt, fields={"reason": outcome.reason})
+            )
             return reporter.returned(self.view, outcome.reason)
         if not self._until_told(lambda: self._write(end)):
             log.warning("job %s: its lease was lost; nothing was written", self.claimed.id)
@@ -100,16 +113,25 @@ class Run:
     def _write(self, end: Finished) -> bool:
         outcome, result = end.outcome, self._result(end)
         effects, outcome = self._effects(end, outcome, result)
-        fields = {"reason": outcome.reason, "node": self._tools.options.name, "ended": _ms(end.ended),
-                  **({"started": _ms(end.started)} if end.started else {}),
-                  **({"exit_code": str(outcome.exit_code)} if outcome.exit_code is not None else {}),
-                  **({"log": end.log.digest} if end.log else {})}
+        fields = {
+            "reason": outcome.reason,
+            "node": self._tools.options.name,
+            "ended": _ms(end.ended),
+            **({"started": _ms(end.started)} if end.started else {}),
+            **({"exit_code": str(outcome.exit_code)} if outcome.exit_code is not None else {}),
+            **({"log": end.log.digest} if end.log else {}),
+        }
         good = outcome.fate is Fate.SUCCEEDED
         if good:
             fields["result"] = json.dumps(result)
         written = self._tools.yard.settle(
-            self.claimed, State.SUCCEEDED if good else State.FAILED, self._record(end, outcome), fields, effects,
-            retention_s=self._tools.config.retention_s)
+            self.claimed,
+            State.SUCCEEDED if good else State.FAILED,
+            self._record(end, outcome),
+            fields,
+            effects,
+            retention_s=self._tools.config.retention_s,
+        )
         if written:
             self._report(outcome, end.ended - (end.started or end.ended))
         return written
@@ -129,14 +151,27 @@ class Run:
 
     def _result(self, end: Finished) -> dict[str, object]:
         outputs = {name: blob.as_json() for name, blob in end.outputs.items()}
-        return {"job_id": self.claimed.id, "exit_code": end.outcome.exit_code, "outputs": outputs,
-                "log": end.log.digest if end.log else None, "node": self._tools.options.name,
-                "attempt": self.claimed.attempt, "started": end.started, "ended": end.ended}
+        return {
+            "job_id": self.claimed.id,
+            "exit_code": end.outcome.exit_code,
+            "outputs": outputs,
+            "log": end.log.digest if end.log else None,
+            "node": self._tools.options.name,
+            "attempt": self.claimed.attempt,
+            "started": end.started,
+            "ended": end.ended,
+        }
 
     def _record(self, end: Finished, outcome: Outcome) -> Attempt:
-        return Attempt(node=self._tools.options.name, started=end.started, ended=end.ended, exit_code=outcome.exit_code,
-                       reason=outcome.reason, counted=outcome.fate is not Fate.RETURN,
-                       log=end.log.digest if end.log else None)
+        return Attempt(
+            node=self._tools.options.name,
+            started=end.started,
+            ended=end.ended,
+            exit_code=outcome.exit_code,
+            reason=outcome.reason,
+            counted=outcome.fate is not Fate.RETURN,
+            log=end.log.digest if end.log else None,
+        )
 
     def _report(self, outcome: Outcome, runtime_s: float) -> None:
         reporter = self._tools.reporter
@@ -160,5 +195,3 @@ class Run:
 
 def _ms(seconds: float) -> str:
     return str(int(seconds * 1000))
-
-

@@ -267,11 +267,14 @@ class Stream:
     def __init__(self) -> None:
         self.lines: list[tuple[int, str, str]] = []
         self.break_after: int | None = None
+        self.followed_lines: int | None = None
         self.asked: list[str] = []
 
-    def connect(self, since: str) -> object:
+    def connect(self, since: str, follow: bool) -> object:
         self.asked.append(since)
         chosen = [one for one in self.lines if not since or epoch(one[1]) >= since]
+        if follow:
+            chosen = chosen[: self.followed_lines]
         data = b""
         for stream, at, text in chosen[: self.break_after]:
             payload = f"{at} {text}".encode()
@@ -299,6 +302,14 @@ def test_the_api_stream_goes_on_where_it_broke_off(tmp_path: Path) -> None:
         assert texts(log.finish()) == [str(n) for n in range(50)]
     assert "" in stream.asked
     assert any(stream.asked)
+
+
+def test_last_lines_that_a_followed_stream_leaves_out_are_read_afterwards(tmp_path: Path) -> None:
+    stream = Stream()
+    stream.lines = [(1 + n % 2, AT, f"{n}\n") for n in range(50)]
+    stream.followed_lines = 31
+    log = LogCapture(tmp_path / "job", FollowLog(stream.connect))  # type: ignore[arg-type]
+    assert texts(log.finish()) == [str(n) for n in range(50)]
 
 
 def test_a_stream_that_ends_before_its_container_is_opened_again(tmp_path: Path) -> None:

@@ -132,9 +132,10 @@ def plant(kind: str, path: Path) -> None:
 @pytest.mark.parametrize("kind", ["fifo", "socket", "character device"])
 def test_special_files_are_refused_by_name_without_waiting(blobs: BlobStore, tmp_path: Path, kind: str) -> None:
     (tmp_path / "in" / "sub").mkdir(parents=True)
-    if kind == "character device" and os.geteuid() != 0:
-        pytest.skip("mknod needs root")
-    plant(kind, tmp_path / "in" / "sub" / "thing")
+    try:
+        plant(kind, tmp_path / "in" / "sub" / "thing")
+    except PermissionError:
+        pytest.skip(f"making a {kind} is not permitted here")
     with pytest.raises(OutputError, match=f"'sub/thing' is a {kind}"):
         put_tree(blobs, tmp_path / "in")
 

@@ -215,17 +215,18 @@ class DockerEngine:
         def over() -> bool:
             return self.inspect_exit(container_id) is not None
 
-        return FollowLog(lambda since: self._follow(container_id, since), over=over)
+        return FollowLog(lambda since, follow: self._stream(container_id, since, follow), over=over)
 
     def close(self) -> None:
         self._closed.set()
 
-    def _follow(self, container_id: str, since: str) -> Callable[[int], bytes]:
+    def _stream(self, container_id: str, since: str, follow: bool) -> Callable[[int], bytes]:
         with self._answers("logs"):
             api = self._api()
             reply = api.get(
                 f"{api.base_url}/v{api.api_version}/containers/{container_id}/logs",
-                params={"stdout": 1, "stderr": 1, "timestamps": 1, "follow": 1} | ({"since": since} if since else {}),
+                params={"stdout": 1, "stderr": 1, "timestamps": 1, "follow": int(follow)}
+                | ({"since": since} if since else {}),
                 stream=True,
                 timeout=None,
             )
@@ -246,7 +247,7 @@ class DockerEngine:
             return client
         with self._lock:
             if self._client is None:
-                where: dict[str, Any] = {"base_url": self._base_url} if self._base_url else kwargs_from_env()
+                where: dict[str, Any] = {"base_url": self._base_url} if self._base_url else {**kwargs_from_env()}
                 client = docker.APIClient(version="auto", timeout=ANSWER_WITHIN_S, max_pool_size=CONNECTIONS, **where)
                 client.trust_env = False  # no look for proxies and netrc at every call
                 self._facts = client.info()

@@ -1,0 +1,89 @@
+"""How a command finds its yard: the options that all commands have, and what they open."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from ..endpoints import Endpoints, default_state
+from ..errors import InvalidConfig
+
+if TYPE_CHECKING:
+    from ..client import Client
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_OPTIONS = (
+    click.option("--state", type=click.Path(path_type=Path), envvar="BATCHYARD_STATE",
+                 help="The state folder of a `batchyard up`.  [default: ~/.batchyard]"),
+    click.option("--broker", metavar="URL", envvar="BATCHYARD_BROKER_URL", help="The yard's Redis; not --state."),
+    click.option("--key-file", type=click.Path(path_type=Path), envvar="BATCHYARD_KEY_FILE", help="The yard's keys."),
+    click.option("--store", type=click.Path(path_type=Path), envvar="BATCHYARD_STORE", help="The yard's blob store."),
+)  # fmt: skip
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doors:
+    """Where the yard is, as the options say."""
+
+    state: Path
+    broker: str | None
+    key_file: Path | None
+    store: Path | None
+
+    def endpoints(self) -> Endpoints:
+        """Raises InvalidConfig: no yard was named, and none is known here."""
+        found = Endpoints(broker_url=self.broker, result_backend=self.broker) if self.broker else None
+        found = found or Endpoints.load(self.state)
+        return replace(found, key_file=_absolute(self.key_file) or found.key_file,
+                       store=_absolute(self.store) or found.store)  # fmt: skip
+
+    def client(self) -> Client:
+        """Use it as a context manager. Raises InvalidConfig."""
+        from ..client import Client
+
+        return Client.of(self.endpoints())
+
+    def key_path(self) -> Path:
+        """Raises InvalidConfig."""
+        named = self.endpoints().key_file
+        if named is None:
+            raise InvalidConfig("no key file was named; give --key-file or BATCHYARD_KEY_FILE")
+        return Path(named)
+
+
+def yard_options(command: F) -> F:
+    """Adds the options that say which yard; the command gets `doors`."""
+
+    @click.pass_context
+    @functools.wraps(command)
+    def call(ctx: click.Context, /, state: Path | None, broker: str | None, key_file: Path | None, store: Path | None,
+             **others: Any) -> Any:  # fmt: skip
+        told = ctx.get_parameter_source
+        if told("state") is ParameterSource.COMMANDLINE and told("broker") is ParameterSource.ENVIRONMENT:
+            broker = None  # what was typed counts more than what lies in the environment
+        doors = Doors(state=state or default_state(), broker=broker, key_file=key_file, store=store)
+        return ctx.invoke(command, doors=doors, **others)
+
+    wrapped: Any = call
+    for option in reversed(_OPTIONS):
+        wrapped = option(wrapped)
+    return wrapped  # type: ignore[no-any-return]
+
+
+def print_json(value: object) -> None:
+    """One JSON document, indented."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _absolute(path: Path | None) -> str | None:
+    return None if path is None else str(path.expanduser().absolute())

@@ -1,0 +1,129 @@
+"""`batchyard status`, `list`, `queues` and `nodes`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from . import show
+from .doors import Doors, json_option, print_json, yard_options
+
+if TYPE_CHECKING:
+    from ..client import NodeView
+    from ..record import Attempt, Record
+
+_STATES = ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING", "RUNNING", "SUCCEEDED", "FAILED")
+
+
+@click.command()
+@click.argument("ids", nargs=-1, required=True)
+@json_option
+@yard_options
+def status(doors: Doors, ids: Sequence[str], as_json: bool) -> None:
+    """Show what the yard knows of jobs."""
+    with doors.client() as client:
+        records = [client.status(i) for i in ids]
+    if as_json:
+        print_json([r.as_json() for r in records] if len(records) > 1 else records[0].as_json())
+        return
+    for n, record in enumerate(records):
+        if n:
+            click.echo()
+        _print_record(record)
+
+
+def _print_record(r: Record) -> None:
+    outputs = (r.result or {}).get("outputs") or {}
+    facts = [
+        ("id", r.id), ("name", r.name), ("state", str(r.state)), ("reason", r.reason), ("progress", r.progress),
+        ("exit code", "" if r.exit_code is None else str(r.exit_code)), ("queue", r.queue), ("image", r.image),
+        ("demand", f"{r.vcpus:g} vCPU, {r.memory_mib} MiB, {r.gpus} GPU, {r.disk_gib:g} GiB of disk"),
+        ("priority", str(r.priority)), ("node", r.node or ""), ("created", show.moment(r.created)),
+        ("started", show.moment(r.started)), ("ended", show.moment(r.ended)), ("ran", show.took(r, time.time())),
+        ("lost nodes", str(r.losses or "")), ("log", r.log or ""),
+    ]  # fmt: skip
+    facts += [(f"attempt {n}", _attempt(a)) for n, a in enumerate(r.attempts, 1)]
+    facts += [
+        (f"output {name}", f"{o.get('digest')} ({o.get('kind')}, {show.size(o.get('size') or 0)})")
+        for name, o in outputs.items()
+    ]
+    show.print_facts(facts)
+
+
+def _attempt(a: Attempt) -> str:
+    ran = "never started" if a.started is None else f"ran {show.span(a.ended - a.started)}"
+    code = "" if a.exit_code is None else f", exit {a.exit_code}"
+    return f"on {a.node}, {ran}{code}: {a.reason}{'' if a.counted else ' (not counted)'}"
+
+
+@click.command("list")
+@click.option("--limit", type=click.IntRange(1, 20000), default=20, show_default=True)
+@click.option("--status", "states", type=click.Choice(_STATES, case_sensitive=False), multiple=True, help="Repeatable.")
+@json_option
+@yard_options
+def list_jobs(doors: Doors, limit: int, states: Sequence[str], as_json: bool) -> None:
+    """List the newest jobs, newest first."""
+    from ..state import State
+
+    with doors.client() as client:
+        records = client.list(limit, {State(s.upper()) for s in states})
+    if as_json:
+        print_json([r.as_json() for r in records])
+        return
+    now = time.time()
+    rows = [
+        (r.id, str(r.state), r.queue, r.name or r.image, r.node or "", "" if r.exit_code is None else str(r.exit_code),
+         show.span(now - r.created), show.took(r, now), r.reason if str(r.state) == "FAILED" else "")
+        for r in records
+    ]  # fmt: skip
+    show.print_table(("ID", "STATE", "QUEUE", "JOB", "NODE", "EXIT", "AGE", "RAN", "REASON"), rows, empty="no jobs")
+
+
+@click.command()
+@json_option
+@yard_options
+def queues(doors: Doors, as_json: bool) -> None:
+    """Show queues, the most urgent first, and what waits in them."""
+    with doors.client() as client:
+        found = client.queues()
+    if as_json:
+        print_json([q.as_json() for q in found])
+        return
+    rows = [
+        (q.name, q.state, str(q.priority), str(q.depth.total), str(q.depth.delayed), str(len(q.nodes)),
+         ", ".join(q.environments))
+        for q in found
+    ]  # fmt: skip
+    show.print_table(
+        ("QUEUE", "STATE", "PRIORITY", "WAITING", "OF IT DELAYED", "NODES UP", "ENVIRONMENTS"), rows, empty=""
+    )
+
+
+@click.command()
+@json_option
+@yard_options
+def nodes(doors: Doors, as_json: bool) -> None:
+    """Show nodes, what they have and when they were last heard of."""
+    with doors.client() as client:
+        found, now = client.nodes(), client.yard.now_s()
+    if as_json:
+        print_json([n.as_json() for n in found])
+        return
+    rows = [
+        (n.name, "up" if n.up else "silent", str(n.jobs), ", ".join(n.queues) or "all", _capacity(n),
+         f"{show.span(now - n.seen)} ago")
+        for n in found
+    ]  # fmt: skip
+    show.print_table(
+        ("NODE", "STATE", "JOBS", "QUEUES", "HAS", "HEARD OF"),
+        rows,
+        empty="no nodes; start one with `batchyard worker`",
+    )
+
+
+def _capacity(node: NodeView) -> str:
+    units = {"vcpus": "vCPU", "memory_mib": "MiB", "gpus": "GPU", "disk_gib": "GiB disk"}
+    return ", ".join(f"{node.about[k]} {unit}" for k, unit in units.items() if node.about.get(k))

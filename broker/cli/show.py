@@ -1,0 +1,101 @@
+"""What people see: tables and short forms. Times are local."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..record import Record
+
+COLOURS = {"SUCCEEDED": "green", "FAILED": "red", "RUNNING": "cyan", "STARTING": "cyan"}
+_WIDE = 240  # of a pipe or a file: whole lines
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str) -> None:
+    """Rows of text; the first column is never cut. A state is coloured by its name."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for n, column in enumerate(columns):
+        table.add_column(column, no_wrap=n == 0, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell, style=COLOURS.get(cell, "")) for cell in row))
+    if table.row_count:
+        print_rich(table)
+    else:
+        print(empty)
+
+
+def print_facts(facts: Iterable[tuple[str, str]]) -> None:
+    """Name and value, one a line; those without a value are left out."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts:
+        if value:
+            table.add_row(name, Text(value, style=COLOURS.get(value, "")))
+    print_rich(table)
+
+
+def print_rich(table: Table) -> None:
+    """On a terminal as wide as it is; else as wide as the table."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else _WIDE, highlight=False).print(table)
+
+
+def moment(seconds: float | None) -> str:
+    """`2026-01-31 12:00:00`, local time."""
+    return "" if seconds is None else datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def span(seconds: float) -> str:
+    """`0.4s`, `12s`, `3m05s`, `2h10m`, `3d04h`."""
+    seconds = max(0.0, seconds)
+    if seconds < 10:
+        return f"{seconds:.1f}s"
+    if seconds < 60:
+        return f"{seconds:.0f}s"
+    minutes, hours, days = int(seconds) // 60, int(seconds) // 3600, int(seconds) // 86400
+    if hours < 1:
+        return f"{minutes}m{int(seconds) % 60:02}s"
+    return f"{hours}h{minutes % 60:02}m" if days < 1 else f"{days}d{hours % 24:02}h"
+
+
+def size(count: float) -> str:
+    """`812 B`, `1.5 MiB`."""
+    if count < 1024:
+        return f"{count:.0f} B"
+    for unit in ("KiB", "MiB", "GiB"):
+        count /= 1024
+        if count < 1024:
+            return f"{count:.1f} {unit}"
+    return f"{count / 1024:.1f} TiB"
+
+
+def took(record: Record, now_s: float) -> str:
+    """How long the job has run, or ran."""
+    if record.started is None:
+        return ""
+    return span((now_s if record.ended is None else record.ended) - record.started)
+
+
+def one_line(record: Record) -> str:
+    """`<id> FAILED on n1: <reason> (exit 3)`."""
+    where = f" on {record.node}" if record.node else ""
+    why = (
+        f": {record.reason or record.progress}"
+        if record.state != "SUCCEEDED" and (record.reason or record.progress)
+        else ""
+    )
+    code = "" if record.exit_code is None else f" (exit {record.exit_code})"
+    return f"{record.id} {record.state}{where}{why}{code}"

@@ -1,0 +1,64 @@
+"""`batchyard wait`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from ..errors import NotEnded
+from .doors import Doors, json_option, print_json, yard_options
+from .show import one_line
+
+if TYPE_CHECKING:
+    from ..client import Client
+    from ..record import Record
+
+EXIT_FAILED, EXIT_LATE, EXIT_CANCELLED = 1, 124, 130
+
+
+@click.command()
+@click.argument("ids", nargs=-1, required=True)
+@click.option("--timeout-s", type=float, help="Give up after so many seconds (exit code 124); the jobs go on.")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing on the way.")
+@json_option
+@yard_options
+def wait(doors: Doors, ids: Sequence[str], timeout_s: float | None, quiet: bool, as_json: bool) -> int:
+    """Wait until jobs have ended; each one's end is printed.
+
+    Exits with the job's exit code; of several jobs, with the first that is not 0. A job that failed without an exit
+    code, or with 0 (an output is missing), counts as 1, a cancelled or expired one as 130. 124: not in time.
+    """
+    with doors.client() as client:
+        return wait_and_say(client, ids, timeout_s=timeout_s, as_json=as_json, quiet=quiet)
+
+
+def wait_and_say(client: Client, ids: Sequence[str], *, timeout_s: float | None, as_json: bool, quiet: bool) -> int:
+    """Waits, prints the ends on stdout and what happens meanwhile on stderr; the exit code."""
+
+    def say(record: Record) -> None:
+        if not record.state.ended:
+            click.echo(one_line(record), err=True)
+
+    try:
+        records = client.wait(ids, timeout_s=timeout_s, on_change=None if quiet else say)
+    except NotEnded as error:
+        click.echo(f"error: {error}", err=True)
+        return EXIT_LATE
+    if as_json:
+        print_json([record.as_json() for record in records])
+    else:
+        for record in records:
+            click.echo(one_line(record))
+    codes = [exit_code(record, cancelled=client.cancelled(record)) for record in records]
+    return next((code for code in codes if code), 0)
+
+
+def exit_code(record: Record, *, cancelled: bool) -> int:
+    """What `wait` exits with for an ended job."""
+    if record.state == "SUCCEEDED":
+        return 0
+    if cancelled:
+        return EXIT_CANCELLED
+    return record.exit_code if record.exit_code and 0 < record.exit_code < 256 else EXIT_FAILED

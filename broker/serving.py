@@ -1,0 +1,140 @@
+"""The controller as a process: configuration, its threads, signals."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+from kombu.pidbox import Node
+
+from . import config as yard_config
+from . import keys
+from .config import Config
+from .controller import LOCK_S, Controller
+from .errors import NotFound
+from .followups import Followups
+from .remote import RevokeEar
+from .seal import KeyRing
+from .store import Yard
+
+log = logging.getLogger(__name__)
+_STOP_S = 5.0
+_CONFIG_AGE_S = 1.0
+
+
+def serve_controller(url: str, key_file: Path, config_file: Path | None, *, on_ready: Callable[[str], None]) -> int:
+    """Runs until SIGTERM or SIGINT; the exit code, 1 when a part of it broke.
+
+    Raises InvalidConfig (configuration, key file, Redis settings), BrokerUnavailable (Redis does not answer at first).
+    """
+    given = yard_config.load(config_file) if config_file else None
+    yard = open_yard(url, key_file)
+    yard.prepare()
+    config = settle_config(yard, given)
+    followups = Followups(url, result_expires_s=config.result_expires_s)
+    working, ear = Controller(yard, CachedConfig(yard), followups), QuietEar(Yard(url, yard.ring))
+    stop, broken = threading.Event(), threading.Event()
+
+    def run(part: Callable[[], None]) -> None:
+        try:
+            part()
+        except Exception:
+            log.exception("a part of the controller broke")
+            broken.set()
+        finally:
+            stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    threads = [threading.Thread(target=run, args=(part,), daemon=True) for part in (working.run, ear.run)]
+    for thread in threads:
+        thread.start()
+    if _up(yard, working, stop):
+        on_ready("controller" if working.working.is_set() else "controller, standing by for the one that works")
+    stop.wait()
+    working.stop()
+    ear.stop()
+    for thread in threads:
+        thread.join(_STOP_S)
+    return 1 if broken.is_set() else 0
+
+
+class QuietEar(RevokeEar):
+    """The ear, deaf to what only nodes answer: an error of its would show the controller as a broken worker."""
+
+    class _Node(Node):  # type: ignore[misc]
+        def dispatch(self, method: str, *args: Any, **kwargs: Any) -> Any:
+            return super().dispatch(method, *args, **kwargs) if method in self.handlers else None
+
+    def __init__(self, yard: Yard) -> None:
+        super().__init__(yard)
+        self._app.control.mailbox.node_cls = self._Node
+
+
+def open_yard(url: str, key_file: Path) -> Yard:
+    """A yard with its keys; those of a new yard are made. Raises InvalidConfig, BrokerUnavailable."""
+    probe = Yard(url, KeyRing.new())
+    try:
+        probe.config()
+    except NotFound:
+        return Yard(url, KeyRing.load_or_create(key_file))
+    finally:
+        probe.redis.close()
+    return Yard(url, KeyRing.load(key_file))
+
+
+def settle_config(yard: Yard, given: Config | None) -> Config:
+    """The configuration that holds from now on: the given one, else what the yard has, else this machine."""
+    if given is None:
+        try:
+            return yard.config()
+        except NotFound:
+            given = this_machine()
+    yard.configure(given)
+    return given
+
+
+def this_machine() -> Config:
+    """Queues cpu and gpu on all that this machine has."""
+    memory_mib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20
+    disk = os.statvfs("/")
+    return yard_config.single_machine(
+        vcpus=float(os.cpu_count() or 1),
+        memory_mib=int(memory_mib),
+        gpus=len(glob("/dev/nvidia[0-9]*")),
+        disk_gib=round(disk.f_blocks * disk.f_frsize / 2**30, 1),
+    )
+
+
+class CachedConfig:
+    """The yard's configuration, asked of Redis once a second at most."""
+
+    def __init__(self, yard: Yard, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._yard, self._clock = yard, clock
+        self._read_at = float("-inf")
+        self._config: Config | None = None
+
+    def __call__(self) -> Config:
+        """Raises BrokerUnavailable, NotFound."""
+        now = self._clock()
+        if self._config is None or now - self._read_at >= _CONFIG_AGE_S:
+            self._config, self._read_at = self._yard.config(), now
+        return self._config
+
+
+def _up(yard: Yard, controller: Controller, stop: threading.Event) -> bool:
+    """Waits until this controller works, or another has worked for longer than a dead one's lock lives."""
+    end = time.monotonic() + LOCK_S + 1.0
+    while not stop.is_set():
+        if controller.working.wait(0.1):
+            return True
+        if time.monotonic() > end and yard.guard(lambda: yard.redis.exists(keys.CONTROLLER)):
+            return True
+    return False
