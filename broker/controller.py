@@ -110,7 +110,7 @@ class Controller:
         try:
             while not self._stop.is_set() and self._wanted():
                 if not duties.round():
-                    ear.wait(min(0.25, config.lease_s / 10))
+                    ear.wait(min(0.5, config.lease_s / 10))
                 if time.monotonic() - renewed > LOCK_S / 3:
                     lock.reacquire()
                     renewed = time.monotonic()

@@ -8,13 +8,16 @@ from typing import Any
 
 from celery import states
 
-from .errors import BatchyardError, BrokerUnavailable, JobFailed, NotFound
+from . import message
+from .errors import BatchyardError, BrokerUnavailable, IntegrityError, JobFailed, NotFound
 from .followups import CannotFollow, Followups
+from .message import Message
 from .recorder import Effect
 from .state import State
 from .store import Yard
 
 log = logging.getLogger(__name__)
+TRY_AGAIN_S = 60.0
 
 
 class Outbox:
@@ -22,21 +25,29 @@ class Outbox:
 
     def __init__(self, yard: Yard, followups: Followups, *, retention_s: int) -> None:
         self._yard, self._followups, self._retention_s = yard, followups, retention_s
+        self._cursor = 0
+        self._later: dict[str, float] = {}
 
     def run(self) -> int:
         """Delivers a bounded number of entries. Returns how many this call delivered."""
-        done = 0
-        for field, entry in self._yard.outbox().items():
+        done, now = 0, time.monotonic()
+        self._cursor, entries = self._yard.outbox(self._cursor)
+        if self._cursor == 0:
+            self._later = {field: at for field, at in self._later.items() if at > now}
+        for field, entry in entries.items():
+            if field in self._later:
+                continue
             try:
                 done += self._end(entry) if field.startswith("end:") else self._body(field, entry)
             except BrokerUnavailable:
                 raise
             except (BatchyardError, ValueError, KeyError, RuntimeError):
-                log.exception("outbox entry %s cannot be delivered", field)
-        return done
+                log.exception("outbox entry %s cannot be delivered; it is tried again in a minute", field)
+                self._later[field] = now + TRY_AGAIN_S
+        return done + bool(self._cursor)
 
     def _body(self, field: str, entry: dict[str, Any]) -> bool:
-        effects = self._followups.body(entry, lambda job_id: self._yard.document(job_id).message)
+        effects = self._followups.body(entry, self._message)
         return self._yard.deliver(field, effects)
 
     def _end(self, entry: dict[str, Any]) -> bool:
@@ -50,11 +61,18 @@ class Outbox:
             effects = []  # the record has expired with all that hung on it
         return self._yard.finish(job_id, State.FAILED, fields, effects, retention_s=self._retention_s)
 
+    def _message(self, job_id: str) -> Message:
+        try:
+            return self._yard.document(job_id).message
+        except IntegrityError:
+            log.exception("job %s: its document does not open; nothing can follow it", job_id)
+            return message.bare(job_id)
+
     def _effects(self, job_id: str, celery_state: str, reason: str) -> list[Effect]:
-        message = self._yard.document(job_id).message
+        sent = self._message(job_id)
         if celery_state == states.REVOKED:
-            return self._followups.revoked(message, reason)
-        return self._followups.failed(message, failure(job_id, reason))
+            return self._followups.revoked(sent, reason)
+        return self._followups.failed(sent, failure(job_id, reason))
 
 
 def failure(job_id: str, reason: str, *, exit_code: int | None = None, log_tail: str = "") -> JobFailed:

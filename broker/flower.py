@@ -23,6 +23,7 @@ from flower.events import Events
 from flower.options import options
 from flower.urls import settings
 from flower.views import BaseHandler
+from flower.views.tasks import TASK_COLUMNS
 from tornado.httputil import HTTPServerRequest
 from tornado.web import ErrorHandler
 
@@ -60,7 +61,6 @@ def serve(url: str, page: Page, *, on_ready: Callable[[str], None]) -> None:
     if page.auth is not None and ":" not in page.auth:
         raise InvalidConfig("BATCHYARD_FLOWER_AUTH must be user:password")
     yard = Yard(url, KeyRing.new())
-    yard.prepare()
     _configure(page)
     _tell_the_truth(YardDepth(yard))
     app = celery_app(url)
@@ -155,7 +155,9 @@ def _configure(page: Page) -> None:
     }
     for name, value in values.items():
         setattr(options, name, value)
+    TASK_COLUMNS["kwargs"] = "Job"
     settings["debug"] = False
+    logging.getLogger("flower.inspector").setLevel(logging.ERROR)  # "failed" means there that no node is up
     access = logging.getLogger("tornado.access")
     access.addHandler(logging.NullHandler())
     access.propagate = False
@@ -164,8 +166,8 @@ def _configure(page: Page) -> None:
 def _tell_the_truth(depth: YardDepth) -> None:
     def live_queues(handler: Any) -> list[str]:
         """Without the default queue that stock Flower makes up when there is no worker."""
-        workers = handler.application.workers.values()
-        return sorted({queue["name"] for info in workers for queue in info.get("active_queues", [])})
+        answers = [info.get("active_queues") for info in handler.application.workers.values()]
+        return sorted({queue["name"] for queues in answers if isinstance(queues, list) for queue in queues})
 
     def no_other_origins(handler: Any) -> None:
         handler.set_header("X-Content-Type-Options", "nosniff")

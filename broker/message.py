@@ -105,6 +105,11 @@ def parse(raw: bytes) -> Message:
     return Message(headers=headers, properties=properties, body=body)
 
 
+def bare(job_id: str) -> Message:
+    """What is left of a message that cannot be read any more: its id, and nothing that follows."""
+    return Message(headers={"id": job_id, "task": TASK}, properties={}, body="[[], {}, {}]")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
     """What a record keeps, sealed: the message and, where it could be read, the job (`Job.dump()`)."""

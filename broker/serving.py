@@ -69,13 +69,14 @@ def serve_controller(url: str, key_file: Path, config_file: Path | None, *, on_r
 class QuietEar(RevokeEar):
     """The ear, deaf to what only nodes answer: an error of its would show the controller as a broken worker."""
 
-    class _Node(Node):  # type: ignore[misc]
+    class _Node(Node):
         def dispatch(self, method: str, *args: Any, **kwargs: Any) -> Any:
-            return super().dispatch(method, *args, **kwargs) if method in self.handlers else None
+            return super().dispatch(method, *args, **kwargs) if method in (self.handlers or {}) else None
 
     def __init__(self, yard: Yard) -> None:
         super().__init__(yard)
-        self._app.control.mailbox.node_cls = self._Node
+        control: Any = self._app.control
+        control.mailbox.node_cls = self._Node
 
 
 def open_yard(url: str, key_file: Path) -> Yard:

@@ -104,8 +104,15 @@ class Yard:
         self._functions = Functions(self.redis)
 
     def prepare(self) -> None:
-        """Loads the functions and checks the server. Raises InvalidConfig, BrokerUnavailable."""
+        """Loads the functions, checks the server and the keys. Raises InvalidConfig, BrokerUnavailable."""
         self._functions.load()
+        mark = self.ring.name("sha256:" + "0" * 64)
+        known = self.guard(lambda: self.redis.set(keys.KEY_MARK, mark, nx=True, get=True))
+        if known is not None and known.decode() != mark:
+            raise InvalidConfig(
+                "this key file is not the yard's: what the yard has sealed would not open; "
+                "use the key file that its controller uses"
+            )
         try:
             policy = self.redis.config_get("maxmemory-policy").get("maxmemory-policy")
             if policy != "noeviction":
@@ -241,11 +248,10 @@ class Yard:
         """What time brings about: [reaped, due, expired, forgotten]."""
         return [int(n) for n in self._call("tick", int(lease_s * 1000), limit, *queues)]
 
-    def outbox(self) -> dict[str, dict[str, Any]]:
-        """Entries by field: `end:<id>` and `body:<chord key>`. A bounded number, oldest or not."""
-        _, found = self._read("HSCAN", keys.OUTBOX, 0, "COUNT", 64)
-        pairs = found.items() if isinstance(found, dict) else zip(found[::2], found[1::2], strict=True)
-        return {k.decode(): json.loads(v) for k, v in pairs}
+    def outbox(self, cursor: int = 0) -> tuple[int, dict[str, dict[str, Any]]]:
+        """The next call's cursor (0: that was all) and some entries by field, `end:<id>` or `body:<chord key>`."""
+        after, found = self.guard(lambda: self.redis.hscan(keys.OUTBOX, cursor, count=64))
+        return int(after), {k.decode(): json.loads(v) for k, v in found.items()}
 
     def finish(
         self, job_id: str, state: State, fields: Mapping[str, str], effects: list[Effect], *, retention_s: int

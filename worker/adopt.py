@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from batchyard.broker.record import Claimed
 
+from .attempt import folder_name
 from .container import owner_labels
 from .engine import Listed
 from .tools import Tools
@@ -28,7 +29,7 @@ class Adoption:
         """
         tools = self._tools
         held = {(c.id, c.token): c for c in tools.yard.held(tools.options.name)}
-        folders = set()
+        folders: set[str] = set()
         for listed in tools.engine.list(owner_labels(tools.yard_id, tools.options.name)):
             claimed = held.pop((listed.labels.get("batchyard.job", ""), listed.labels.get("batchyard.token", "")), None)
             if claimed is None or not listed.started:
@@ -38,7 +39,7 @@ class Adoption:
                 continue
             log.info("job %s: its container goes on here", claimed.id)
             take(claimed, listed)
-            folders.add(claimed.token.partition(":")[0])
+            folders.add(folder_name(claimed))
         for claimed in held.values():
             tools.yard.give_back(claimed, None)
         self._sweep_folders(folders)
@@ -54,8 +55,8 @@ class Adoption:
                 removed += 1
         return removed
 
-    def _sweep_folders(self, epochs: set[str]) -> None:
+    def _sweep_folders(self, kept: set[str]) -> None:
         jobs = self._tools.options.state / "jobs"
         for folder in jobs.iterdir() if jobs.exists() else ():
-            if folder.name.rpartition(".")[2] not in epochs:
+            if folder.name not in kept:
                 shutil.rmtree(folder, ignore_errors=True)

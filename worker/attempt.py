@@ -70,8 +70,7 @@ class Execution:
     ) -> None:
         self._tools, self._claimed, self._document, self._job = tools, claimed, document, job
         self._allocation, self._on_start = allocation, on_start
-        epoch = claimed.token.partition(":")[0]
-        self.folder = tools.options.state / "jobs" / f"{_file_name(claimed.id)}.{epoch}"
+        self.folder = tools.options.state / "jobs" / folder_name(claimed)
         self.started = claimed.started
         self._lock, self._over = threading.Lock(), threading.Event()
         self._container, self._running = container, container is not None
@@ -301,6 +300,7 @@ def _told(error: OSError) -> BatchyardError:
     return StartError(f"the node's state folder cannot be used: {error}")
 
 
-def _file_name(job_id: str) -> str:
-    """A job id is the producer's; ours is a plain name."""
-    return job_id if _PLAIN.fullmatch(job_id) else hashlib.sha256(job_id.encode()).hexdigest()
+def folder_name(claimed: Claimed) -> str:
+    """One folder a lease. A job id is the producer's word, a folder's name is not."""
+    plain = claimed.id if _PLAIN.fullmatch(claimed.id) else hashlib.sha256(claimed.id.encode()).hexdigest()
+    return f"{plain}.{claimed.token.partition(':')[0]}"

@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 
 from batchyard.broker.config import Config, single_machine
-from batchyard.broker.errors import BrokerUnavailable, NotFound
+from batchyard.broker.errors import BrokerUnavailable, InvalidConfig, NotFound
 from batchyard.broker.followups import Followups
 from batchyard.broker.logs import LiveTail
 from batchyard.broker.remote import celery_app
@@ -35,6 +35,8 @@ def serve(url: str, key_file: Path, options: NodeOptions) -> int:
     ring = KeyRing.load(key_file)
     yard = Yard(url, ring)
     config = _first_config(yard, options)
+    if unknown := set(options.queues) - set(config.queues):
+        raise InvalidConfig(f'queue "{min(unknown)}" is not configured; the yard has {", ".join(config.queues)}')
     node = Node(_tools(yard, ring, options, config))
     app = celery_app(url)
     app.set_current()

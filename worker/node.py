@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import threading
 import time
 import uuid
@@ -27,7 +28,7 @@ from .adopt import Adoption
 from .engine import Listed
 from .ledger import Demand, Ledger
 from .outcome import Stop
-from .run import Run
+from .run import Run, unreadable
 from .slots import Slots
 from .tools import Tools
 
@@ -55,6 +56,7 @@ class Node:
         self._adoption = Adoption(tools)
         self._stand_in = Controller(tools.yard, lambda: self.tools.config, tools.followups, stand_in=True)
         self._heard = time.monotonic()
+        self._home = f"{socket.gethostname()}:{options.state}"
 
     def start(self) -> None:
         """Must not need Redis or the engine: both may be down."""
@@ -121,13 +123,21 @@ class Node:
     def _settle_in(self) -> None:
         tools = self.tools
         tools.yard.prepare()
-        self.tools = tools = replace(tools, config=tools.yard.config())
+        self._alone()
+        self.tools = replace(tools, config=tools.yard.config())
         tools.engine.ping()
-        unknown = set(tools.options.queues) - set(tools.config.queues)
-        if unknown:
-            raise InvalidConfig(f'queue "{min(unknown)}" is not configured; it has {", ".join(tools.config.queues)}')
         self._adoption.take_up(self._take)
         self.ready.set()
+
+    def _alone(self) -> None:
+        """A second node of this name would take over what the first one holds."""
+        tools = self.tools
+        other = tools.yard.nodes().get(tools.options.name, {})
+        quiet_s = tools.yard.now_s() - float(other.get("seen", 0))
+        if other.get("home", self._home) != self._home and quiet_s < tools.config.lease_s:
+            raise InvalidConfig(
+                f'a node "{tools.options.name}" is alive at {other["home"]}; give this one another --name'
+            )
 
     def _claim(self, claim_id: str) -> bool:
         """One call. True: ask again at once."""
@@ -160,8 +170,9 @@ class Node:
         try:
             document = self.tools.yard.open(claimed.id, claimed.document)
             job = Job.parse(document.job)
-        except BatchyardError:
-            log.exception("job %s cannot be read; its lease will lapse", claimed.id)
+        except BatchyardError as error:
+            reason = str(error)
+            self._until_done(lambda: unreadable(self.tools, claimed, reason))
             return
         demand = Demand(vcpus=job.vcpus, memory_mib=job.memory_mib, disk_gib=job.disk_gib, gpus=job.gpus)
         allocation = self.ledger.reserve(claimed.id, demand, token=claimed.token, gpus=_gpus_of(container))
@@ -195,6 +206,7 @@ class Node:
             try:
                 self._renew()
                 self._heard = time.monotonic()
+                self.tools = replace(self.tools, config=self.tools.yard.config())
             except BrokerUnavailable as error:
                 log.warning("leases could not be renewed: %s", error)
                 self._without_redis()
@@ -210,8 +222,8 @@ class Node:
         told = self.tools.yard.renew(self.tools.options.name, self._about(), held, lease_s=self.tools.config.lease_s)
         for job_id, what, reason in told:
             run = runs[job_id]
-            if run.over.is_set():
-                continue  # it settled while we asked
+            if run.settling:
+                continue
             if what == "lost":
                 log.warning("job %s: the lease is lost", job_id)
                 run.stop(Stop.LOST, grace_s=1)
@@ -221,7 +233,8 @@ class Node:
     def _without_redis(self) -> None:
         if time.monotonic() - self._heard > self.tools.options.partition_grace_s:
             for run in list(self.runs.values()):
-                run.stop(Stop.LOST, grace_s=self.tools.options.stop_grace_s)
+                if not run.settling:
+                    run.stop(Stop.LOST, grace_s=self.tools.options.stop_grace_s)
 
     def _about(self) -> Mapping[str, str]:
         options, free = self.tools.options, self.ledger.free()
@@ -236,6 +249,7 @@ class Node:
             "queues": ",".join(self.queues()),
             "labels": json.dumps(options.labels),
             "environment": options.environment,
+            "home": self._home,
             "state": "DRAINING" if self._closing.is_set() else "READY",
         }
 
@@ -282,7 +296,9 @@ class Node:
                 return
             except BatchyardError as error:
                 log.warning("%s", error)
-                time.sleep(0.5)
+            except Exception:
+                log.exception("tried again in a moment")
+            time.sleep(0.5)
 
 
 def _gpus_of(container: Listed | None) -> list[str] | None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from batchyard.broker import ending
+from batchyard.broker import ending, message
 from batchyard.broker.errors import BatchyardError, BrokerUnavailable
 from batchyard.broker.followups import CannotFollow
 from batchyard.broker.job import Job
@@ -56,6 +56,7 @@ class Run:
             drain=lambda: self.stop(Stop.DRAIN),
         )
         self.over = threading.Event()
+        self.settling = False
 
     def stop(self, stop: Stop, why: str = "", *, grace_s: float | None = None, first_signal: str = "SIGTERM") -> None:
         """SIGTERM now, SIGKILL after the grace; what does not run yet will not be started."""
@@ -65,7 +66,9 @@ class Run:
         """Never raises. Returns when the job is settled, given back, or not ours any more."""
         try:
             self._tools.reporter.received(self.view)
-            self._settle(self.execution.run())
+            end = self.execution.run()
+            self.settling = True  # from here on the fence decides, not what is heard of the lease
+            self._settle(end)
         except Exception:
             log.exception("job %s: the attempt broke; its lease will lapse", self.claimed.id)
             self._tools.reporter.forgotten(self.view)
@@ -183,14 +186,26 @@ class Run:
             reporter.failed(self.view, outcome.reason)
 
     def _until_told(self, call: Callable[[], bool]) -> bool:
-        """Repeats a call until Redis has answered it. False: the job is another's, or Redis stayed away too long."""
-        while self.execution.stopped is not Stop.LOST:
+        """Repeats a call until Redis has answered it. False: the job is another's by now."""
+        while True:
             try:
                 return call()
             except BrokerUnavailable as error:
                 log.warning("job %s waits to be settled: %s", self.claimed.id, error)
                 time.sleep(0.3)
-        return False
+
+
+def unreadable(tools: Tools, claimed: Claimed, why: str) -> None:
+    """Ends a job whose document does not open: nobody can run it, and its producer must not wait for ever.
+
+    Raises BrokerUnavailable.
+    """
+    reason, now = f"the yard cannot read this job any more: {why}", time.time()
+    log.error("job %s: %s", claimed.id, reason)
+    effects = tools.followups.failed(message.bare(claimed.id), ending.failure(claimed.id, reason))
+    attempt = Attempt(node=tools.options.name, started=None, ended=now, exit_code=None, reason=reason)
+    fields = {"reason": reason, "node": tools.options.name, "ended": _ms(now)}
+    tools.yard.settle(claimed, State.FAILED, attempt, fields, effects, retention_s=tools.config.retention_s)
 
 
 def _ms(seconds: float) -> str:

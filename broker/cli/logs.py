@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @json_option
 @yard_options
 def logs(doors: Doors, job_id: str, follow: bool, timestamps: bool, as_json: bool) -> int:
-    """Print the log of a job's last attempt, both streams in order.
+    """Print the log of a job's last attempt, both streams in order; what is not the job's own goes to stderr.
 
     Of a running job what is there so far, from its live tail; of an ended one all that was kept. --json prints one
     object a line: time, stream (stdout, stderr, or platform for what is not the job's own), text.
@@ -44,5 +44,10 @@ def print_log(client: Client, job_id: str, *, follow: bool, timestamps: bool = F
             click.echo(line)
             continue
         at, stream, text = text_of(line)
-        click.echo(json.dumps({"time": at, "stream": stream, "text": text}, ensure_ascii=False) if as_json else text)
+        if as_json:
+            click.echo(json.dumps({"time": at, "stream": stream, "text": text}, ensure_ascii=False))
+        elif stream == "platform":
+            click.echo(f"[batchyard] {text}", err=True)
+        else:
+            click.echo(text)
     return count

@@ -1,0 +1,281 @@
+"""`batchyard up`: a whole yard on one machine, in the foreground.
+
+state/lock             held while it runs, by it and all its processes
+state/endpoints.json   where everything is (0600: it has Redis's password)
+state/keys.json        the yard's keys
+state/redis, store, node, logs, machine.yaml
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import click
+import yaml
+
+from batchyard.broker import config as yard_config
+from batchyard.broker.config import Config
+from batchyard.broker.endpoints import Endpoints, default_state
+from batchyard.broker.errors import InvalidConfig, NotFound
+from batchyard.broker.remote import TRANSPORT_OPTIONS
+from batchyard.broker.seal import KeyRing
+from batchyard.broker.store import Yard
+
+from . import gpu, options
+from .redis_server import READY, pick_port, redis_binary, write_conf
+from .supervise import Family, Part, Stopped
+
+_LOCK_WAIT_S = 5.0
+_NODE_STOP_S = 90.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What `up` was told. Ports: None for the earlier or any free one. node: further words for `batchyard worker`."""
+
+    state: Path
+    config: Path | None
+    port_redis: int | None
+    port_flower: int | None
+    name: str
+    vcpus: float
+    memory_mib: int
+    gpus: str | None
+    disk_gib: float
+    node: tuple[str, ...]
+
+
+@click.command()
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    help="Queues and compute environments (YAML).  [default: queues cpu and gpu on this machine]",
+)
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    envvar="BATCHYARD_STATE",
+    help="Where everything is kept.  [default: ~/.batchyard]",
+)
+@click.option("--port-redis", type=click.IntRange(1, 65535), help="[default: the earlier one, or any free one]")
+@click.option("--port-flower", type=click.IntRange(1, 65535), help="[default: the earlier one, or any free one]")
+@click.option("--name", default=options.machine_name, help="The node's.  [default: this host's name]")
+@click.option("--vcpus", type=click.FloatRange(min=0, min_open=True), help="[default: all processors]")
+@click.option("--memory-mib", type=click.IntRange(min=6), help="[default: nine tenths of the machine's]")
+@click.option("--gpus", help="Devices by comma, or a number of declared ones.  [default: what the driver lists]")
+@click.option("--disk-gib", type=click.FloatRange(min=0), help="[default: most of what is free]")
+@click.option("--secrets", type=click.Path(path_type=Path, file_okay=False), help="Folder with one file a secret.")
+@click.option(
+    "--allow-root",
+    "allowed_roots",
+    multiple=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder from which file:// inputs may come. May be repeated.",
+)
+@click.option("--grace-s", type=click.FloatRange(min=0), help="What running jobs get at the end.  [default: 10]")
+def up(
+    config_file: Path | None,
+    state: Path | None,
+    port_redis: int | None,
+    port_flower: int | None,
+    name: str,
+    vcpus: float | None,
+    memory_mib: int | None,
+    gpus: str | None,
+    disk_gib: float | None,
+    secrets: Path | None,
+    allowed_roots: Sequence[Path],
+    grace_s: float | None,
+) -> int:
+    """Run a whole yard on this machine: Redis, controller, one node, Flower; on loopback, until Ctrl-C.
+
+    It prints one line `ready: flower http://…` when all work. Jobs, results and ports are kept in the state folder: the
+    next `up` goes on with them. Other commands find the yard there.
+    """  # fmt: skip
+    state = (state or default_state()).expanduser().absolute()
+    node = [*(["--secrets", str(secrets.absolute())] if secrets else []),
+            *(["--grace-s", str(grace_s)] if grace_s is not None else [])]  # fmt: skip
+    for root in allowed_roots:
+        node += ["--allow-root", str(root.absolute())]
+    _make(state)
+    return run(
+        Settings(
+            state=state,
+            config=config_file,
+            port_redis=port_redis,
+            port_flower=port_flower,
+            name=name,
+            vcpus=vcpus or os.cpu_count() or 1,
+            memory_mib=memory_mib or options.machine_memory_mib(),
+            gpus=gpus,
+            disk_gib=options.machine_disk_gib(state) if disk_gib is None else disk_gib,
+            node=tuple(node),
+        )
+    )
+
+
+def run(settings: Settings) -> int:
+    """Until a signal; the exit code. Raises InvalidConfig, DidNotStart."""
+    state = settings.state
+    if settings.config is not None:
+        yard_config.load(settings.config)  # before anything is started
+    redis_server = redis_binary()
+    lock = _lock(state)
+    family = Family(_make(state / "logs"), lock, _say)
+    try:
+        ends = _start(settings, family, redis_server)
+        with suppress(OSError):
+            click.echo(f"ready: flower {ends.flower_url}, state {state}")
+        family.watch()
+        _say("stopping: running jobs get their grace, what does not end goes back to the queue")
+    except Stopped:
+        _say("stopping")
+    finally:
+        family.stop(["node"], ["flower", "controller"], ["redis"])
+        _leave(state)
+        os.close(lock)
+    _say("stopped")
+    return 0
+
+
+def _start(settings: Settings, family: Family, redis_server: str) -> Endpoints:
+    state, earlier = settings.state, _earlier(settings.state)
+    port = pick_port("Redis", settings.port_redis, _port(earlier.broker_url) if earlier else None)
+    flower_port = pick_port("Flower", settings.port_flower, _port(earlier.flower_url) if earlier else None)
+    conf, password = write_conf(state / "redis", port)
+    url = f"redis://:{password}@127.0.0.1:{port}/0"
+    keys, store = state / "keys.json", state / "store"
+    ring = KeyRing.load_or_create(keys)
+    environ = {
+        **{k: v for k, v in os.environ.items() if k != "BATCHYARD_STATE"},
+        "BATCHYARD_BROKER_URL": url,
+        "BATCHYARD_KEY_FILE": str(keys),
+        "BATCHYARD_STORE": str(store),
+        "PYTHONUNBUFFERED": "1",
+    }
+    ends = Endpoints(
+        broker_url=url,
+        result_backend=url,
+        transport_options=TRANSPORT_OPTIONS,
+        flower_url=f"http://127.0.0.1:{flower_port}",
+        key_file=str(keys),
+        store=str(store),
+        pid=os.getpid(),
+    )
+    family.start(Part(name="redis", argv=(redis_server, str(conf)), ready=READY, environ=environ, start_s=600))
+    ends.save(state)
+    yard = Yard(url, ring)
+    config_file = settings.config or _machine(settings, yard)
+    family.start(_part("controller", _config_words(config_file), environ))
+    environment = next(iter(yard.config().environments))
+    yard.redis.close()
+    family.start(
+        _part("node", _node_words(settings, environment), environ, command="worker", stop_s=_NODE_STOP_S),
+        _part("flower", ("--port", str(flower_port)), environ),
+    )
+    return ends
+
+
+def _part(name: str, words: Sequence[str], environ: dict[str, str], *, command: str = "", stop_s: float = 15.0) -> Part:
+    argv = (sys.executable, "-P", "-m", "batchyard.broker.cli", command or name, *words)
+    return Part(name=name, argv=argv, ready="^ready", environ=environ, stop_s=stop_s)
+
+
+def _config_words(config_file: Path | None) -> tuple[str, ...]:
+    return () if config_file is None else ("--config", str(config_file.absolute()))
+
+
+def _node_words(settings: Settings, environment: str) -> tuple[str, ...]:
+    words = ["--name", settings.name, "--state", str(settings.state / "node"), "--vcpus", f"{settings.vcpus:g}"]
+    words += ["--memory-mib", str(settings.memory_mib), "--disk-gib", f"{settings.disk_gib:g}"]
+    words += ["--gpus", settings.gpus] if settings.gpus is not None else []
+    return (*words, "--labels", f"environment={environment}", *settings.node)
+
+
+def _machine(settings: Settings, yard: Yard) -> Path | None:
+    """The configuration of a yard that is this machine; None where Redis has one that somebody made."""
+    gpus = len(gpu.discover(settings.gpus))
+    here = yard_config.single_machine(settings.vcpus, settings.memory_mib, gpus, settings.disk_gib)
+    try:
+        if not _is_machine(yard.config()):
+            return None
+    except NotFound:
+        pass
+    path = settings.state / "machine.yaml"
+    path.write_text("# Written by `batchyard up` at each start; copy it to begin one for --config.\n"
+                    + yaml.safe_dump(here.model_dump(mode="json"), sort_keys=False))  # fmt: skip
+    return path
+
+
+def _is_machine(config: Config) -> bool:
+    """Whether a configuration is one that `up` made, perhaps for other figures of the machine."""
+    there = config.environments.get("here")
+    return there is not None and config == yard_config.single_machine(
+        there.vcpus, there.memory_mib, there.gpus, there.disk_gib
+    )
+
+
+def _lock(state: Path) -> int:
+    """A descriptor that holds the state's lock; children inherit it, so it is free when the last one is gone."""
+    fd = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    end = time.monotonic() + _LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
+            # one that was killed leaves children that are about to die
+            if Path(f"/proc/{holder}").exists() or time.monotonic() >= end:
+                os.close(fd)
+                raise InvalidConfig(
+                    f'a yard runs already on state "{state}" (pid {holder}); stop it, or give another --state'
+                ) from None
+            time.sleep(0.05)
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, str(os.getpid()).encode(), 0)
+    return fd
+
+
+def _make(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise InvalidConfig(f'"{folder}" cannot be made: {error.strerror}; give another --state') from None
+    return folder
+
+
+def _earlier(state: Path) -> Endpoints | None:
+    try:
+        return Endpoints.load(state)
+    except InvalidConfig:
+        return None
+
+
+def _leave(state: Path) -> None:
+    """The file stays, so that the next `up` takes the same ports; it names no process any more."""
+    with suppress(InvalidConfig):
+        ends = Endpoints.load(state)
+        if ends.pid == os.getpid():
+            replace(ends, pid=None).save(state)
+
+
+def _port(url: str | None) -> int | None:
+    try:
+        return urlsplit(url or "").port
+    except ValueError:
+        return None
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):
+        click.echo(f"batchyard: {text}", err=True)
