@@ -91,7 +91,7 @@ class Controller:
                 self._session()
             except (BrokerUnavailable, redis.ConnectionError, redis.TimeoutError) as error:
                 log.warning("controller waits for Redis: %s", error)
-            except (redis.RedisError, BatchyardError):
+            except Exception:
                 log.exception("controller goes on after an error")
             self.working.clear()
             self._stop.wait(0.3)

@@ -1,12 +1,9 @@
-"""The live tail of a job's log through Redis: a short, capped stream that goes away by itself.
+"""The live tail of a job's log through Redis: a short, capped stream that goes away by itself (`joblog` reads it).
 
 The whole log is sealed into the blob store when the attempt ends; its digest is on the record.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from typing import Any
 
 from . import keys
 from .store import Yard
@@ -17,7 +14,7 @@ KEEP_S = 3600
 
 
 class LiveTail:
-    """Writes and reads live tails. Lines are bytes as in the log file: `<time> <stream> <text>\\n`."""
+    """Writes live tails. Lines are bytes as in the log file: `<time> <stream> <text>\\n`."""
 
     def __init__(self, yard: Yard) -> None:
         self._yard = yard
@@ -29,27 +26,6 @@ class LiveTail:
     def end(self, job_id: str) -> None:
         """No more lines of this attempt."""
         self._add(job_id, {"end": b"1"})
-
-    def follow(self, job_id: str, *, wait_s: float = 1.0) -> Iterator[bytes]:
-        """Batches of lines as they come, from the start of what is kept; b"" at least every wait_s seconds.
-
-        Ends when the attempt does. Raises BrokerUnavailable.
-        """
-        at = "0"
-        while True:
-            reply = self._after(job_id, at, wait_s)
-            if not reply:
-                yield b""
-                continue
-            entries = next(iter(reply.values()))[0] if isinstance(reply, dict) else reply[0][1]
-            for entry_id, fields in entries:
-                at = entry_id.decode()
-                if b"end" in fields:
-                    return
-                yield fields[b"lines"]
-
-    def _after(self, job_id: str, at: str, wait_s: float) -> Any:
-        return self._yard.guard(lambda: self._yard.redis.xread({keys.log(job_id): at}, block=int(wait_s * 1000)))
 
     def _add(self, job_id: str, fields: dict[str, bytes]) -> None:
         pipe = self._yard.redis.pipeline(transaction=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -12,6 +13,9 @@ from typing import Any
 from kombu.utils.json import loads
 
 TASK = "batchyard.run"
+# Python's JSON stops at a depth that depends on the stack below it: what intake can read, a settle must be able to.
+MOST_DEPTH = 400
+_NESTING = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 
 
 class Unreadable(ValueError):
@@ -53,6 +57,7 @@ class Message:
 
     def arguments(self) -> tuple[list[Any], dict[str, Any], dict[str, Any]]:
         """args, kwargs, embed. Raises ValueError."""
+        _check_depth(self.body)
         value = loads(self.body)  # kombu's: a datetime in a chain's options is {__type__, __value__}
         if not (isinstance(value, list) and len(value) == 3):
             raise ValueError("the body is not [args, kwargs, embed]")
@@ -86,12 +91,16 @@ class Message:
 def parse(raw: bytes) -> Message:
     """Raises Unreadable with the reason."""
     try:
+        _check_depth(raw.decode("utf-8", "replace"))
         outer = json.loads(raw)
         headers, properties, body = outer["headers"], outer["properties"], outer["body"]
         if outer.get("content-type") != "application/json":
             raise Unreadable(f"content type {outer.get('content-type')!r}; only application/json is taken")
         if not (isinstance(headers.get("id"), str) and headers["id"] and isinstance(properties, dict)):
             raise Unreadable("no task id in its headers (Celery's task protocol 2 is needed)")
+        if not isinstance(properties.get("delivery_info") or {}, dict):
+            raise Unreadable("its delivery_info is no object")
+        headers["id"].encode()  # lone surrogates are no text
         if properties.get("body_encoding") == "base64":
             body = base64.b64decode(body, validate=True).decode()
         if not isinstance(body, str):
@@ -108,6 +117,17 @@ def parse(raw: bytes) -> Message:
 def bare(job_id: str) -> Message:
     """What is left of a message that cannot be read any more: its id, and nothing that follows."""
     return Message(headers={"id": job_id, "task": TASK}, properties={}, body="[[], {}, {}]")
+
+
+def _check_depth(text: str) -> None:
+    """Raises ValueError. Counts only what has enough brackets at all."""
+    if text.count("[") + text.count("{") <= MOST_DEPTH:
+        return
+    depth = 0
+    for found in _NESTING.finditer(text):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(found[0], 0)
+        if depth > MOST_DEPTH:
+            raise ValueError(f"nested deeper than {MOST_DEPTH} levels")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,8 +35,8 @@ from .redis import RedisServer
 
 IMAGE = "step:1"
 STEPS = ("intake", "claim", "start", "settle", "giveback", "finish", "deliver")
-_STAYS = frozenset({getattr(keys, n) for n in ("JOBS", "SEQUENCE", "CONFIG", "NODES", "CONTROLLER", "REAPER")})
-_STAYS |= {controller.STAND_IN, "by:keymark"}
+_STAYS = frozenset({getattr(keys, n) for n in ("JOBS", "SEQUENCE", "CONFIG", "NODES", "CONTROLLER", "REAPER", "KEY_MARK")})
+_STAYS |= {controller.STAND_IN, "unacked_mutex"}  # the last is kombu's, for its own queues of remote control
 MOST_DEATHS = 5  # by chance, in one run; with no bound a run would never end
 _FORK = multiprocessing.get_context("fork")
 
