@@ -9,7 +9,7 @@ from typing import Any
 from celery import states
 
 from . import message
-from .errors import BatchyardError, BrokerUnavailable, IntegrityError, JobFailed, NotFound
+from .errors import BrokerUnavailable, IntegrityError, JobFailed, NotFound
 from .followups import CannotFollow, Followups
 from .message import Message
 from .recorder import Effect
@@ -41,7 +41,7 @@ class Outbox:
                 done += self._end(entry) if field.startswith("end:") else self._body(field, entry)
             except BrokerUnavailable:
                 raise
-            except (BatchyardError, ValueError, KeyError, RuntimeError):
+            except Exception:  # whatever it is, it must not hold up the others
                 log.exception("outbox entry %s cannot be delivered; it is tried again in a minute", field)
                 self._later[field] = now + TRY_AGAIN_S
         return done + bool(self._cursor)

@@ -151,6 +151,12 @@ class Run:
         except CannotFollow as error:
             reason = str(error) if outcome.fate is Fate.SUCCEEDED else f"{outcome.reason}; {error}"
             return error.effects, Outcome(fate=Fate.FAILED, reason=reason, exit_code=outcome.exit_code)
+        except BrokerUnavailable:
+            raise
+        except Exception as error:  # unsettled, the job would run again and again
+            log.exception("job %s: what follows it cannot be told", self.claimed.id)
+            reason = f"{outcome.reason}; what follows the job cannot be told: {error}"
+            return [], Outcome(fate=Fate.FAILED, reason=reason, exit_code=outcome.exit_code)
 
     def _result(self, end: Finished) -> dict[str, object]:
         outputs = {name: blob.as_json() for name, blob in end.outputs.items()}

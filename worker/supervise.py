@@ -81,7 +81,7 @@ class Child:
                     env=dict(self.part.environ),
                     start_new_session=True,  # a Ctrl-C is the parent's to hand on, in order
                     pass_fds=(self._keep_fd,),
-                    preexec_fn=_tie_to(os.getpid()),  # noqa: PLW1509 (this process has one thread)
+                    preexec_fn=tie_to(os.getpid()),  # noqa: PLW1509 (this process has one thread)
                 )
             except OSError as error:
                 raise DidNotStart(f"{self.part.name} did not start: {self.part.argv[0]}: {error.strerror}") from None
@@ -213,11 +213,12 @@ def _how(code: int) -> str:
     return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
 
 
-def _tie_to(parent: int) -> Callable[[], None]:
+def tie_to(parent: int, number: int = signal.SIGKILL) -> Callable[[], None]:
+    """For `preexec_fn`: the kernel sends this signal when the thread of `parent` that starts the process ends."""
     prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up here: nothing is loaded between fork and exec
 
     def tie() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        prctl(_PR_SET_PDEATHSIG, number)
         if os.getppid() != parent:  # it died in between
             os._exit(1)
 

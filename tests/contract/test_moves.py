@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
+from typing import Any
 
 import redis
 from hypothesis import HealthCheck, settings
@@ -40,7 +41,8 @@ class History(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.yard = Yard(self.url, RING)
-        self.yard.redis.flushdb()
+        self.redis: Any = self.yard.redis
+        self.redis.flushdb()
         self.yard.prepare()
         self.seen: dict[str, State] = {}
         self.nodes = {name: _Node() for name in NODES}
@@ -50,7 +52,7 @@ class History(RuleBasedStateMachine):
     def submit(self, demand: tuple[float, int], priority: int, late: bool, repeat: bool, refused: bool) -> None:
         job_id, raw = f"job-{next(_ids)}", b"message"
         list_key = keys.priority_list("cpu", priority)
-        self.yard.redis.lpush(list_key, raw)
+        self.redis.lpush(list_key, raw)
         message = Incoming(
             list_key=list_key,
             raw=raw,
@@ -67,7 +69,7 @@ class History(RuleBasedStateMachine):
         assert self.yard.intake([message]) == 1
         self.seen[job_id], self.demands[job_id] = State.SUBMITTED, demand[0]
         if repeat:
-            self.yard.redis.lpush(list_key, raw)
+            self.redis.lpush(list_key, raw)
             assert self.yard.intake([message]) == 1
 
     @rule(name=st.sampled_from(NODES), again=st.booleans(), count=st.integers(1, 3))
@@ -101,7 +103,7 @@ class History(RuleBasedStateMachine):
             elif what in {"retry", "drain"}:
                 assert self.yard.give_back(job, _attempt(name, counted=what == "retry"))
             else:
-                self.yard.redis.zadd(keys.LEASES, {job_id: 1})
+                self.redis.zadd(keys.LEASES, {job_id: 1})
                 self.yard.tick(["cpu"], lease_s=60)
         if what != "start":
             self._let_go(name, job)
@@ -127,8 +129,8 @@ class History(RuleBasedStateMachine):
     @rule()
     def eta_comes(self) -> None:
         delayed = "by:q:cpu:delayed"
-        for job_id, _ in self.yard.redis.zrange(delayed, 0, -1, withscores=True):
-            self.yard.redis.zadd(delayed, {job_id: 1})
+        for job_id, _ in self.redis.zrange(delayed, 0, -1, withscores=True):
+            self.redis.zadd(delayed, {job_id: 1})
 
     def _deliver(self) -> None:
         for entry in self.yard.outbox()[1].values():
@@ -156,10 +158,10 @@ class History(RuleBasedStateMachine):
                 self.yard.settle(job, State.SUCCEEDED, _attempt("n1"), {}, [], retention_s=600)
         self._deliver()
         assert all(self.yard.record(job_id).state.ended for job_id in self.seen)
-        left = {k.decode() for k in self.yard.redis.keys("by:*")}
+        left = {k.decode() for k in self.redis.keys("by:*")}
         kept = {keys.SEQUENCE, keys.JOBS, keys.REAPER, keys.KEY_MARK, *map(keys.node, NODES), *map(keys.job, self.seen)}
         assert left <= kept
-        self.yard.redis.close()
+        self.redis.close()
 
 
 def _reachable(state: State) -> set[State]:
@@ -173,7 +175,7 @@ def _reachable(state: State) -> set[State]:
 
 
 def test_any_history_makes_legal_moves_and_leaves_nothing_behind(fresh_redis_url: str) -> None:
-    machine = type("HistoryHere", (History,), {"url": fresh_redis_url})
+    machine: Any = type("HistoryHere", (History,), {"url": fresh_redis_url})
     case = machine.TestCase
     case.settings = settings(
         max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
