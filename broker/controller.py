@@ -39,12 +39,20 @@ class Duties:
     def round(self) -> bool:
         """True when there may be more to do at once. Raises BrokerUnavailable."""
         config = self._config()
-        busy = self._intake.run(config) > 0
+        busy = self._take_in(config)
         if time.monotonic() >= self._next_tick:
             moved = self._yard.tick(config.by_priority(), lease_s=config.lease_s)
             busy = busy or any(n >= 64 for n in moved)
             self._next_tick = time.monotonic() + min(0.5, config.lease_s / 10)
         return self._outbox.run() > 0 or busy
+
+    def _take_in(self, config: Config) -> bool:
+        """A Redis that is out of memory refuses the door; what runs must go on all the same."""
+        try:
+            return self._intake.run(config) > 0
+        except BrokerUnavailable as error:
+            log.warning("intake waits: %s", error)
+            return False
 
 
 class Ear:

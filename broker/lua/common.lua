@@ -121,8 +121,8 @@ local function reap(lease, limit)
   local t, last = now(), tonumber(redis.call('GET', K.reaper) or 0)
   redis.call('SET', K.reaper, num(t))
   if t - last > lease / 2 or t < last then
-    for _, id in ipairs(redis.call('ZRANGEBYSCORE', K.leases, '-inf', num(t + lease))) do
-      redis.call('ZADD', K.leases, 'XX', num(t + lease), id)
+    for _, id in ipairs(redis.call('ZRANGE', K.leases, 0, -1)) do
+      redis.call('ZADD', K.leases, num(t + lease), id)
     end
     return {}
   end

@@ -1,0 +1,212 @@
+"""The job model: what is accepted, what is refused and in which words, and what the previous step's result becomes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from batchyard.broker.errors import InvalidJob
+from batchyard.broker.job import Input, Job, resolve, schema
+
+DIGEST = "sha256:" + "a" * 64
+OTHER = "sha256:" + "b" * 64
+
+
+def parse(**fields: Any) -> Job:
+    return Job.parse({"image": "busybox", **fields})
+
+
+def refused(**fields: Any) -> InvalidJob:
+    with pytest.raises(InvalidJob) as caught:
+        parse(**fields)
+    return caught.value
+
+
+def result(**outputs: Any) -> dict[str, Any]:
+    return {"job_id": "before", "exit_code": 0, "outputs": outputs}
+
+
+ONE = {"digest": DIGEST, "size": 3, "kind": "file"}
+
+
+def test_an_image_is_all_that_a_job_needs() -> None:
+    job = Job.parse({"image": "busybox"})
+    assert (job.command, job.vcpus, job.memory_mib, job.gpus, job.attempts) == ((), 1.0, 512, 0, 1)
+    assert (job.profile, job.networking, job.timeout_s, job.priority) == ("strict", "none", None, None)
+
+
+def test_a_job_survives_json() -> None:
+    job = parse(
+        command=["sh", "-c", "true"],
+        environment={"A": "b"},
+        secrets={"TOKEN": "token"},
+        inputs={"/in/a": DIGEST, "/in/b": "file:///data/b", "/in/c": {"from": "table", "index": 2}},
+        outputs={"table": "/work/t"},
+        vcpus=0.5,
+        tags={"who": "me"},
+        timeout_s=60,
+        priority=0,
+    )
+    assert Job.parse(json.loads(json.dumps(job.dump()))) == job
+    assert "memory_mib" not in job.dump()
+
+
+def test_numbers_and_booleans_are_welcome_where_text_is_wanted() -> None:
+    job = parse(command=["seq", 1, 2.5, True], environment={"N": 3}, parameters={"n": 4})
+    assert job.command == ("seq", "1", "2.5", "true")
+    assert job.environment == {"N": "3"}
+
+
+def test_parameters_are_put_in_and_unknown_ones_stay() -> None:
+    job = parse(command=["cp", "Ref::from", "to-Ref::name.txt", "Ref::nosuch"], parameters={"from": "a b", "name": "x"})
+    assert job.command == ("cp", "a b", "to-x.txt", "Ref::nosuch")
+
+
+def test_a_parameter_is_put_in_once() -> None:
+    assert parse(command=["Ref::a"], parameters={"a": "Ref::b", "b": "no"}).command == ("Ref::b",)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"image": ""}, ["job.image", "''"]),
+        ({"image": "-v"}, ["job.image"]),
+        ({"image": "a b"}, ["job.image"]),
+        ({"image": None}, ["job.image", "None"]),
+        ({"command": "echo hello"}, ["job.command", "'echo hello'", "a list of strings"]),
+        ({"command": [["a"]]}, ["job.command.0"]),
+        ({"command": ["a\0b"]}, ["job.command", "NUL"]),
+        ({"vcpus": 0}, ["job.vcpus", "0", "greater"]),
+        ({"vcpus": float("nan")}, ["job.vcpus"]),
+        ({"vcpus": "many"}, ["job.vcpus", "'many'"]),
+        ({"memory_mib": 5}, ["job.memory_mib", "5", "6"]),
+        ({"gpus": -1}, ["job.gpus", "-1"]),
+        ({"gpus": 0.5}, ["job.gpus", "0.5"]),
+        ({"attempts": 11}, ["job.attempts", "11", "10"]),
+        ({"timeout_s": 0}, ["job.timeout_s"]),
+        ({"profile": "privileged"}, ["job.profile", "'strict'", "'aws'"]),
+        ({"network": "container:x"}, ["job.network"]),
+        ({"user": "root"}, ["job.user", "'root'"]),
+        ({"user": "0"}, ["job.user", "root is not allowed"]),
+        ({"user": "00:5"}, ["job.user", "root is not allowed"]),
+        ({"priority": 10}, ["job.priority", "10"]),
+        ({"nosuch": 1}, ["job.nosuch", "no such field", "memory_mib"]),
+        ({"name": "a b"}, ["job.name"]),
+        ({"tags": {"": "x"}}, ["job.tags"]),
+        ({"environment": {"A=B": "x"}}, ["job.environment"]),
+        ({"environment": {"AWS_BATCH_JOB_ID": "x"}}, ["job.environment", "reserved"]),
+        ({"secrets": {"BATCHYARD_X": "x"}}, ["job.secrets", "reserved"]),
+        ({"secrets": {"A": "../up"}}, ["job.secrets", "'../up'"]),
+        ({"secrets": {"A": "s"}, "environment": {"A": "x"}}, ["job.secrets", "keep one"]),
+        ({"inputs": {"/in/a": "sha256:short"}}, ["job.inputs"]),
+        ({"inputs": {"/in/a": "http://x/y"}}, ["job.inputs", "file:///"]),
+        ({"inputs": {"/in/a": "file://host/y"}}, ["job.inputs"]),
+        ({"inputs": {"/in/a": "file:relative"}}, ["job.inputs"]),
+        ({"inputs": {"/in/a": {}}}, ["job.inputs", "exactly one"]),
+        ({"inputs": {"/in/a": {"digest": DIGEST, "from": "x"}}}, ["job.inputs", "exactly one"]),
+        ({"inputs": {"/in/a": {"digest": DIGEST, "index": 1}}}, ["job.inputs", "index"]),
+        ({"inputs": {"in/a": DIGEST}}, ["job.inputs", "'in/a'", "absolute"]),
+        ({"inputs": {"/in/../etc": DIGEST}}, ["job.inputs", '".."']),
+        ({"inputs": {"//in": DIGEST}}, ["job.inputs"]),
+        ({"inputs": {"/": DIGEST}}, ["job.inputs"]),
+        ({"inputs": {"/work": DIGEST}}, ["job.inputs", "platform's"]),
+        ({"inputs": {"/proc/1": DIGEST}}, ["job.inputs", "platform's"]),
+        ({"inputs": {"/in": DIGEST, "/in/a": OTHER}}, ["job.inputs", "above or on another"]),
+        ({"inputs": {"/in/a": DIGEST, "/in/./a": OTHER}}, ["job.inputs", "above or on another"]),
+        ({"outputs": {"o": "/etc/passwd"}}, ["job.outputs.o", "'/etc/passwd'", "below /work"]),
+        ({"outputs": {"o": "/work/../etc/passwd"}}, ["job.outputs.o", '".."']),
+        ({"outputs": {"o": "/work"}}, ["job.outputs.o", "below /work"]),
+        ({"outputs": {"o": "work/x"}}, ["job.outputs.o", "absolute"]),
+        ({"outputs": {"../o": "/work/x"}}, ["job.outputs"]),
+    ],
+)
+def test_what_breaks_a_rule_is_refused_with_field_value_and_rule(fields: dict[str, Any], words: list[str]) -> None:
+    text = str(refused(**fields))
+    for word in words:
+        assert word in text
+
+
+@pytest.mark.parametrize("value", [None, 1, "job", [], [{"image": "x"}]])
+def test_what_is_no_object_is_no_job(value: object) -> None:
+    with pytest.raises(InvalidJob, match="must be an object"):
+        Job.parse(value)
+
+
+def test_a_missing_image_is_said_to_be_required() -> None:
+    with pytest.raises(InvalidJob, match=r"job\.image = None: is required"):
+        Job.parse({})
+
+
+def test_values_of_the_environment_are_never_shown() -> None:
+    error = refused(environment={"PASSWORD": ["hunter2"]})
+    assert "hunter2" not in str(error)
+    assert "PASSWORD" in str(error)
+
+
+def test_a_long_value_is_cut() -> None:
+    assert len(str(refused(user="x" * 10_000))) < 300
+
+
+def test_how_many_more_rules_are_broken_is_told() -> None:
+    assert "(and 2 more)" in str(refused(vcpus=-1, gpus=-1, attempts=0))
+
+
+def test_root_is_allowed_in_profile_aws() -> None:
+    assert parse(user="0", profile="aws").networking == "bridge"
+
+
+def test_the_previous_result_becomes_a_digest() -> None:
+    job = resolve(parse(inputs={"/in/a": {"from": "o"}, "/in/b": OTHER}), result(o=ONE))
+    assert job.inputs["/in/a"] == Input(digest=DIGEST, size=3)
+    assert job.inputs["/in/b"].digest == OTHER
+
+
+def test_a_groups_results_become_members_in_order() -> None:
+    two = {**ONE, "digest": OTHER, "kind": "tree"}
+    job = resolve(parse(inputs={"/in/a": {"from": "o"}}), [result(o=ONE), result(o=two)])
+    members = job.inputs["/in/a"].members
+    assert members is not None
+    assert [(m.name, m.digest, m.kind) for m in members] == [("o", DIGEST, "file"), ("o", OTHER, "tree")]
+    assert Job.parse(job.dump()) == job
+
+
+def test_an_index_takes_one_of_a_groups_results() -> None:
+    job = resolve(parse(inputs={"/in/a": {"from": "o", "index": 1}}), [result(), result(o=ONE)])
+    assert job.inputs["/in/a"].digest == DIGEST
+
+
+def test_without_from_any_previous_result_will_do() -> None:
+    job = parse(inputs={"/in/a": DIGEST})
+    for previous in (None, 42, [], {"a": 1}):
+        assert resolve(job, previous) is job
+
+
+@pytest.mark.parametrize(
+    ("spec", "previous", "words"),
+    [
+        ({"from": "o"}, None, "there is no previous result"),
+        ({"from": "o"}, 42, "not that of a Batchyard job"),
+        ({"from": "o"}, "text", "not that of a Batchyard job"),
+        ({"from": "o"}, {"outputs": {"o": ONE}}, "not that of a Batchyard job"),
+        ({"from": "o"}, {"job_id": "x", "outputs": [1]}, "not that of a Batchyard job"),
+        ({"from": "o"}, result(), "it has none"),
+        ({"from": "o"}, result(a=ONE, b=ONE), "it has a, b"),
+        ({"from": "o"}, result(o=42), "does not describe a digest"),
+        ({"from": "o"}, result(o={"digest": "x", "size": 1}), "does not describe a digest"),
+        ({"from": "o"}, [result(o=ONE), None], "not that of a Batchyard job"),
+        ({"from": "o", "index": 2}, [result(o=ONE)], "has 1 results"),
+        ({"from": "o", "index": 0}, result(o=ONE), '"index" needs the results of a group'),
+    ],
+)
+def test_a_previous_result_that_lacks_what_is_asked_for_is_refused(spec: Any, previous: object, words: str) -> None:
+    with pytest.raises(InvalidJob, match=words):
+        resolve(parse(inputs={"/in/a": spec}), previous)
+
+
+def test_the_schema_names_fields_as_producers_write_them() -> None:
+    text = json.dumps(schema())
+    assert '"from"' in text
+    assert '"from_"' not in text
+    assert set(schema()["properties"]) == set(Job.model_fields)
