@@ -8,6 +8,7 @@ from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
+from redis.exceptions import ClusterDownError, MasterDownError, OutOfMemoryError, ReadOnlyError
 from redis.retry import Retry
 
 from . import keys
@@ -16,7 +17,9 @@ from .errors import BrokerUnavailable, InvalidConfig
 LIBRARY = "batchyard"
 _FIRST = "common.lua"
 # Answers that mean "not now": out of memory, a disk that the AOF cannot be written to, a replica, still loading.
-_NOT_NOW = ("OOM", "MISCONF", "READONLY", "LOADING", "MASTERDOWN", "BUSY", "NOREPLICAS", "CLUSTERDOWN")
+# redis-py has classes for some, and takes the word off their text.
+_NOT_NOW = ("MISCONF", "BUSY", "NOREPLICAS")
+_NOT_NOW_CLASSES = (OutOfMemoryError, ReadOnlyError, MasterDownError, ClusterDownError)
 
 Arg = str | bytes | int | float
 
@@ -58,9 +61,9 @@ class Functions:
         except redis.ResponseError as error:
             if "unknown command" in str(error).lower():
                 raise InvalidConfig("this Redis has no functions; Redis 7 or newer is needed") from None
-            raise _told(error) from error
+            raise told(error) from error
         except (redis.ConnectionError, redis.TimeoutError) as error:
-            raise _told(error) from error
+            raise told(error) from error
 
     def call(self, name: str, *args: Arg) -> Any:
         """The function's reply, strings as bytes. Raises BrokerUnavailable."""
@@ -68,14 +71,16 @@ class Functions:
             return self.client.execute_command("FCALL", f"by_{name}", 0, *args)  # type: ignore[no-untyped-call]
         except redis.ResponseError as error:
             if "Function not found" not in str(error):
-                raise _told(error) from error
+                raise told(error) from error
         except (redis.ConnectionError, redis.TimeoutError) as error:
-            raise _told(error) from error
+            raise told(error) from error
         self.load()
         return self.call(name, *args)
 
 
-def _told(error: redis.RedisError) -> Exception:
-    if isinstance(error, redis.ResponseError) and not str(error).startswith(_NOT_NOW):
+def told(error: redis.RedisError) -> Exception:
+    """What is to be raised for an error of redis-py: BrokerUnavailable for all that another time may be well."""
+    not_now = isinstance(error, _NOT_NOW_CLASSES) or str(error).startswith(_NOT_NOW)
+    if isinstance(error, redis.ResponseError) and not not_now:
         return error
     return BrokerUnavailable(f"Redis does not answer as it should: {error}; is it up, and has it memory and disk?")

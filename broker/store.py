@@ -18,7 +18,7 @@ from redis.client import PubSub
 from . import config, keys
 from .config import Config
 from .errors import BrokerUnavailable, InvalidConfig, NotFound
-from .functions import Arg, Functions, connect
+from .functions import Arg, Functions, connect, told
 from .message import Document
 from .record import Attempt, Claimed, Record, from_hash
 from .recorder import Effect, flat
@@ -340,8 +340,8 @@ class Yard:
     def guard(act: Any) -> Any:
         try:
             return act()
-        except (redis.ConnectionError, redis.TimeoutError) as error:
-            raise BrokerUnavailable(f"Redis does not answer: {error}") from error
+        except redis.RedisError as error:
+            raise told(error) from error
 
 
 def _up(value: float) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import platform
 import warnings
 from pathlib import Path
 
@@ -19,7 +20,10 @@ from batchyard.cache.sealed import BlobStore
 
 from .bootstep import attach
 from .capture import LogPoller
+from .container import owner_labels
+from .engine import Engine, pause
 from .engine.docker import DockerEngine
+from .engine.parked import ParkedNetworks
 from .live import LiveShipper
 from .node import Node
 from .options import NodeOptions
@@ -64,11 +68,13 @@ def serve(url: str, key_file: Path, options: NodeOptions) -> int:
 
 
 def _tools(yard: Yard, ring: KeyRing, options: NodeOptions, config: Config) -> Tools:
-    blobs, engine = BlobStore(DirectoryStore(options.store), ring), DockerEngine()
+    blobs = BlobStore(DirectoryStore(options.store), ring)
     copies = LocalCopies(options.state / "copies", blobs)
+    yard_id = hashlib.sha256(ring.name("sha256:" + "0" * 64).encode()).hexdigest()[:16]
+    engine = _engine(owner_labels(yard_id, options.name))
     return Tools(
         yard=yard,
-        yard_id=hashlib.sha256(ring.name("sha256:" + "0" * 64).encode()).hexdigest()[:16],
+        yard_id=yard_id,
         hostname=f"{options.name}@batchyard",
         config=config,
         options=options,
@@ -81,6 +87,12 @@ def _tools(yard: Yard, ring: KeyRing, options: NodeOptions, config: Config) -> T
         live=LiveShipper(LiveTail(yard)),
         reporter=Reporter(),
     )
+
+
+def _engine(labels: dict[str, str]) -> Engine:
+    docker = DockerEngine()
+    machine = platform.machine()
+    return ParkedNetworks(docker, machine=machine, labels=labels) if machine in pause.machines() else docker
 
 
 def _first_config(yard: Yard, options: NodeOptions) -> Config:

@@ -94,7 +94,8 @@ class Node:
             return not self.runs
 
     def close(self) -> None:
-        """Off the list of nodes, if nothing is held any more."""
+        """Off the list of nodes, if nothing is held any more; the engine keeps nothing of ours that is idle."""
+        self.tools.engine.close()
         try:
             self.tools.yard.leave(self.tools.options.name)
         except BrokerUnavailable as error:

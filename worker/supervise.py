@@ -22,6 +22,7 @@ from batchyard.broker.errors import BatchyardError
 
 FIRST_DELAY_S, LAST_DELAY_S, LIVED_WELL_S = 0.5, 30.0, 60.0
 LOG_BYTES = 16 << 20
+SLOW_S = 5.0
 _PR_SET_PDEATHSIG = 1
 _POLL_S = 0.05
 _TAIL_BYTES = 8192
@@ -138,8 +139,14 @@ class Family:
         self.children += new
         for child in new:
             child.start()
+        began, told = time.monotonic(), False
         while not all(child.ready() for child in new):
             self._sleep(_POLL_S)
+            if not told and time.monotonic() - began > SLOW_S:
+                told = True
+                for child in new:
+                    if not child.was_ready:
+                        self._say(f"{child.part.name} is not ready yet: {child.last_words()}")
             if self._signals:
                 raise Stopped
             for child in new:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -18,20 +19,27 @@ from batchyard.broker.errors import EngineUnavailable, ImageError, NotFound, Per
 from batchyard.worker.engine import Bind, ContainerSpec, Engine, launch
 from batchyard.worker.engine.docker import DockerEngine
 from batchyard.worker.engine.fake import FakeEngine
+from batchyard.worker.engine.parked import ParkedNetworks
 
 Make = Callable[..., ContainerSpec]
-
-
-@pytest.fixture(params=["fake", pytest.param("docker", marks=pytest.mark.system)])
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Engine:
-    if request.param == "fake":
-        return FakeEngine(tmp_path, images=["fake:1"])
-    return DockerEngine()
 
 
 @pytest.fixture
 def label() -> dict[str, str]:
     return {"batchyard.test": uuid4().hex}
+
+
+@pytest.fixture(params=["fake", *(pytest.param(name, marks=pytest.mark.system) for name in ("docker", "parked"))])
+def engine(request: pytest.FixtureRequest, tmp_path: Path, label: dict[str, str]) -> Iterator[Engine]:
+    if request.param == "fake":
+        yield FakeEngine(tmp_path, images=["fake:1"])
+    elif request.param == "docker":
+        yield DockerEngine()
+    else:
+        parked = ParkedNetworks(DockerEngine(), machine=platform.machine(), labels=label)
+        yield parked
+        parked.close()
+        assert DockerEngine().list(label) == ()
 
 
 @pytest.fixture
@@ -183,6 +191,32 @@ def test_lines_come_from_the_log_source(engine: Engine, make: Make) -> None:
         (b"stdout", b"three", True),
     ]
     assert all(time.endswith(b"Z") for _, time, _, _ in got)
+
+
+@pytest.mark.system
+def test_a_parked_network_that_is_gone_is_made_again(image: str, label: dict[str, str]) -> None:
+    docker = DockerEngine()
+    parked = ParkedNetworks(docker, machine=platform.machine(), labels=label)
+    spec = ContainerSpec(image=image, command=("ip", "-o", "link"), vcpus=0.5, memory_mib=64, labels=label)
+    try:
+        for _ in range(2):
+            container = launch(parked, spec, say=print)
+            assert parked.wait(container).code == 0
+            parked.remove(container)
+            (park,) = docker.list(label)  # one serves both, until it is gone
+            assert parked.list(label) == ()
+        docker.remove(park.id)
+        said: list[str] = []
+        container = launch(parked, spec, say=said.append)
+        assert parked.wait(container).code == 0
+        assert len(said) == 1
+        parked.remove(container)
+    finally:
+        parked.close()
+        left = docker.list(label)
+        for one in left:
+            docker.remove(one.id)
+    assert left == ()
 
 
 def test_close_lets_every_wait_return(engine: Engine, make: Make, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -136,7 +137,7 @@ def test_times_and_sizes_are_short() -> None:
 def doors_of(*words: str, **environ: str) -> Doors:
     """What a command with the yard's options gets."""
     got: list[Doors] = []
-    command = cli.click.command()(yard_options(lambda doors: got.append(doors)))
+    command = click.command()(yard_options(lambda doors: got.append(doors)))
     result = CliRunner().invoke(command, words, env=environ)
     assert result.exit_code == 0, result.output
     return got[0]
@@ -178,3 +179,9 @@ def test_damaged_endpoints_say_what_to_do(text: str, tmp_path: Path) -> None:
 def test_the_default_state_is_in_the_environment_or_at_home() -> None:
     assert default_state({"BATCHYARD_STATE": "/x"}) == Path("/x")
     assert default_state({}) == Path.home() / ".batchyard"
+
+
+def test_the_readme_has_the_schema_that_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["schema"]) == 0
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    assert capsys.readouterr().out in readme, "put the output of `batchyard schema` into README.md"

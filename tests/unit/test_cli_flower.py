@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from tornado.httputil import HTTPHeaders, HTTPServerRequest
+from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
 
 from batchyard.broker.errors import InvalidConfig
 from batchyard.broker.flower import Page, format_task, readable, reason_of, refusal, serve, short
@@ -16,7 +16,11 @@ def request(
 ) -> HTTPServerRequest:
     connection = SimpleNamespace(context=None, set_close_callback=lambda _: None)
     fields = HTTPHeaders({"Host": host, **{k.replace("_", "-"): v for k, v in headers.items()}})
-    return HTTPServerRequest(method=method, uri=path, headers=fields, connection=connection)  # type: ignore[arg-type]
+    return HTTPServerRequest(
+        headers=fields,
+        connection=connection,  # type: ignore[arg-type]
+        start_line=RequestStartLine(method, path, "HTTP/1.1"),
+    )
 
 
 def test_a_producers_arguments_are_cut_down_to_image_and_command() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def test_queues_of_one_priority_are_in_order_of_their_names() -> None:
 
 def test_a_configuration_survives_redis() -> None:
     before = single_machine(2, 1024, 0, 5)
-    assert parse(__import__("json").loads(before.model_dump_json()), "test") == before
+    assert parse(json.loads(before.model_dump_json()), "test") == before
 
 
 @pytest.mark.parametrize(

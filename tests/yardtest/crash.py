@@ -35,8 +35,17 @@ from .redis import RedisServer
 
 IMAGE = "step:1"
 STEPS = ("intake", "claim", "start", "settle", "giveback", "finish", "deliver")
-_STAYS = frozenset({getattr(keys, n) for n in ("JOBS", "SEQUENCE", "CONFIG", "NODES", "CONTROLLER", "REAPER", "KEY_MARK")})
-_STAYS |= {controller.STAND_IN, "unacked_mutex"}  # the last is kombu's, for its own queues of remote control
+_STAYS = {
+    keys.JOBS,
+    keys.SEQUENCE,
+    keys.CONFIG,
+    keys.NODES,
+    keys.CONTROLLER,
+    keys.REAPER,
+    keys.KEY_MARK,
+    controller.STAND_IN,
+    "unacked_mutex",  # kombu's, for its own queues of remote control
+}
 MOST_DEATHS = 5  # by chance, in one run; with no bound a run would never end
 _FORK = multiprocessing.get_context("fork")
 
@@ -131,7 +140,7 @@ class Saboteur:
         return self._call(functions, name, *args)
 
     def _send(self, functions: Functions, name: str, args: tuple[Arg, ...]) -> None:
-        connection = functions.client.connection_pool.get_connection()
+        connection: Any = functions.client.connection_pool.get_connection()
         connection.send_command("FCALL", f"by_{name}", 0, *args)
         time.sleep(self._random.choice((0.0, 0.0005, 0.003)))  # Redis has run it, or not
 
@@ -157,7 +166,7 @@ class Saboteur:
 
 
 def step(place: Place) -> Callable[[Running], int]:
-    """The program of every job: `out` = STEP(contents of the inputs in the order of their paths); exit code 3 for FAILURES attempts."""
+    """The program of every job: `out` = STEP(contents of the inputs, by path); exit code 3 for FAILURES attempts."""
 
     def run(running: Running) -> int:
         about = running.spec.environment
@@ -200,7 +209,7 @@ def _child(name: str, place: Place) -> None:
     log = os.open(place.folder / f"{name}.log", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    sys.stdout = sys.stderr = open(2, "w", buffering=1, closefd=False)
+    sys.stdout = sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     Saboteur(name, place).install()
@@ -270,7 +279,7 @@ class Members:
                 self.restarts += 1
 
 
-def leftovers(client: redis.Redis) -> list[str]:
+def leftovers(client: Any) -> list[str]:
     """Keys that should not be there when all jobs have ended. Raises redis errors."""
     left = []
     for raw in client.scan_iter(count=1000):
@@ -285,7 +294,7 @@ def leftovers(client: redis.Redis) -> list[str]:
     return sorted(left)
 
 
-def disagreements(client: redis.Redis) -> list[str]:
+def disagreements(client: Any) -> list[str]:
     """Jobs whose record and Celery result do not say the same. Raises redis errors."""
     wrong = []
     for raw in client.zrange("by:jobs", 0, -1):

@@ -143,11 +143,13 @@ class TestYard:
         self.controller.wait_for("ready:")
         return self.controller
 
-    def start_node(self, name: str = "a", *, wait: bool = True, **options: Any) -> Child:
+    def start_node(
+        self, name: str = "a", *, wait: bool = True, environment: Mapping[str, str] | None = None, **options: Any
+    ) -> Child:
         """A node, or the same one again after it has ended. options: those of `batchyard worker`, `_` for `-`."""
         node = self.nodes.get(name)
         if node is None or options:
-            node = self.nodes[name] = self._node(name, options)
+            node = self.nodes[name] = self._node(name, options, environment)
         node.start()
         if wait:
             self.wait_ready(name)
@@ -158,7 +160,7 @@ class TestYard:
         for name in names or tuple(self.nodes):
             self.nodes[name].wait_for("ready: node")
 
-    def _node(self, name: str, options: Mapping[str, Any]) -> Child:
+    def _node(self, name: str, options: Mapping[str, Any], environment: Mapping[str, str] | None) -> Child:
         every = {
             "broker": self.url,
             "key_file": self.key_file,
@@ -176,7 +178,12 @@ class TestYard:
             **options,
         }
         words = [word for key, value in every.items() for word in (f"--{key.replace('_', '-')}", str(value))]
-        return Child(f"node {name}", [sys.executable, "-c", _WORKER, *words], self.directory / f"node-{name}.log")
+        command = [sys.executable, "-c", _WORKER, *words]
+        return Child(f"node {name}", command, self.directory / f"node-{name}.log", environment)
+
+    def forget_node(self, name: str) -> None:
+        """Ends a node in order, for good: what it had is not looked at any more."""
+        assert self.nodes.pop(name).end() == 0
 
     def state_of(self, name: str) -> Path:
         """A node's state folder."""
@@ -309,7 +316,7 @@ class TestYard:
 def _config(changes: Mapping[str, Any]) -> Config:
     here = {"vcpus": 4, "memory_mib": 4096, "gpus": 0, "disk_gib": 10}
     plain: dict[str, Any] = {
-        "queues": {"cpu": {"environments": ["here"]}, "other": {"environments": ["here"]}},
+        "queues": {name: {"environments": ["here"]} for name in ("cpu", "other", "tiny")},
         "environments": {"here": here},
         "lease_s": LEASE_S,
         **changes,

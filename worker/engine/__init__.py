@@ -2,11 +2,12 @@
 
 from .launch import launch
 from .logs import Entry, FileLog, FollowLog, LogSource
-from .protocol import Bind, ContainerSpec, Engine, Exit, InitMissing, Listed
+from .protocol import Bind, ContainerSpec, CreateAgain, Engine, Exit, InitMissing, Listed
 
 __all__ = [
     "Bind",
     "ContainerSpec",
+    "CreateAgain",
     "Engine",
     "Entry",
     "Exit",

@@ -76,6 +76,13 @@ class DockerEngine:
             except APIError as error:
                 raise _image_error(image, _reason(error)) from None
 
+    def import_image(self, image: str, layer: bytes) -> None:
+        if self.image_present(image) is not None:
+            return
+        repository, _, tag = image.rpartition(":")
+        with self._answers(f'import of image "{image}"'):
+            self._api().import_image_from_data(layer, repository=repository, tag=tag)
+
     def create(self, spec: ContainerSpec) -> str:
         with self._answers("create"):
             api = self._api()

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from batchyard.broker.errors import BatchyardError
 
-from .protocol import ContainerSpec, Engine, InitMissing
+from .protocol import ContainerSpec, CreateAgain, Engine, InitMissing
 
 
 def launch(
@@ -23,6 +23,8 @@ def launch(
         return _once(engine, spec, created)
     except InitMissing as error:
         say(f"{error}; this job runs without an init process: signals reach only its first process")
+    except CreateAgain as error:
+        say(f"{error}; started again")
     return _once(engine, spec, created)
 
 

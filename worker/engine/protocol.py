@@ -90,7 +90,11 @@ class Listed:
     started: bool
 
 
-class InitMissing(StartError):
+class CreateAgain(StartError):
+    """This container cannot be started, another one of the same spec can."""
+
+
+class InitMissing(CreateAgain):
     """The engine has no init binary. It creates containers without one from now on: create this one again."""
 
 
@@ -109,6 +113,10 @@ class Engine(Protocol):
 
     def pull(self, image: str) -> None:
         """Fetch an image. ImageError: unknown, or the registry refuses. DiskFull: no room for it."""
+
+    def import_image(self, image: str, layer: bytes) -> None:
+        """Make an image of one layer, a tar. Nothing happens when there is one of this name."""
+        ...
 
     def create(self, spec: ContainerSpec) -> str:
         """Create a container and return its id. ImageError: no such image here. StartError: the spec is refused."""

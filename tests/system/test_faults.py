@@ -1,0 +1,313 @@
+"""Bad input and faults: each has a clear reason on the job or at the door, loses nothing, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batchyard.broker.record import Record
+from yardtest import poison
+from yardtest.counter import LineCounter
+from yardtest.engine import PrivateEngine
+from yardtest.wait import until
+from yardtest.yard import LEASE_S, TestYard, running_yard
+
+NO_DIGEST = "sha256:" + "a" * 64
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="mounts, bridges and engines are root's")
+SAY = "echo $BATCHYARD_JOB_ID >/count/line"
+
+
+@pytest.fixture(scope="module")
+def yard(tmp_path_factory: pytest.TempPathFactory, image: str) -> Iterator[TestYard]:
+    with running_yard(tmp_path_factory.mktemp("yard") / "y", image) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(yard: TestYard) -> Iterator[None]:
+    yield
+    yard.nothing_left()
+    yard.healthy()
+
+
+@pytest.fixture
+def counter(yard: TestYard, tmp_path: Path) -> Iterator[LineCounter]:
+    made = LineCounter(yard.shared / tmp_path.name, tmp_path / "lines")
+    yield made
+    made.close()
+
+
+def push(yard: TestYard, raw: bytes, queue: str = "cpu") -> None:
+    yard.redis.lpush(queue, raw)
+
+
+# -- what is wrong with the message
+
+
+def test_poison_never_stops_intake_or_a_node(yard: TestYard) -> None:
+    """Everything that is no message, and every odd value in a good one, some of which get as far as a node."""
+    unreadable = [raw for _, raw in poison.unreadable()]
+    odd = dict(poison.askew({"image": "localhost:1/none:1", "command": ["true"], "vcpus": 0.25, "memory_mib": 32}))
+    for raw in (*unreadable, *odd.values()):
+        push(yard, raw)
+    assert yard.send("true").get(timeout=120)["exit_code"] == 0  # behind them all
+    until(lambda: yard.store.depth(["cpu"])["cpu"].total == 0, "all was taken", timeout_s=120)
+    letters = [letter for letter in yard.store.dead_letters().values() if letter.get("list") == "cpu"]
+    assert len(letters) >= len(unreadable)
+    assert all(letter["reason"] for letter in letters)
+    dead = {raw for raw in odd.values() if yard.peek(json.loads(raw)["headers"]["id"]) is None} if odd else set()
+    assert len(letters) == len(unreadable) + len(dead)
+    for task_id, raw in odd.items():
+        if raw not in dead:
+            record = yard.ended(task_id)
+            assert (record.state, bool(record.reason)) == ("FAILED", True)
+    answers = yard.producer.control.ping(timeout=3)
+    assert {"a@batchyard", "controller"} <= {name.split("@")[0] if "controller" in name else name
+                                             for answer in answers for name in answer}  # fmt: skip
+    yard.store.drop_dead_letters(list(yard.store.dead_letters()))
+
+
+def test_a_key_that_is_no_list_holds_up_no_other_queue(yard: TestYard) -> None:
+    yard.redis.set("other", "text")
+    try:
+        assert yard.send("true").get(timeout=30)["exit_code"] == 0
+    finally:
+        yard.redis.delete("other")
+    assert yard.send("true", queue="other").get(timeout=30)["exit_code"] == 0
+
+
+# -- what is wrong with the job
+
+
+@pytest.mark.parametrize(
+    ("job", "words"),
+    [
+        ({"image": "localhost:1/none:1"}, ['image "localhost:1/none:1"']),
+        ({"command": ["nosuch", "-x"]}, ["nosuch"]),
+        ({"command": ["/etc"]}, ["/etc"]),
+        ({"vcpus": 5}, ["no node", "vcpus 5 of at most 4"]),
+        ({"gpus": 1}, ["no node", "gpus 1 of at most 0"]),
+        ({"outputs": {"o": "/work/x"}}, ['output "o"', "/work/x was not written by the job"]),
+        ({"outputs": {"o": "/work/../etc/passwd"}}, ["job.outputs.o", '".."']),
+        (
+            {"command": ["ln", "-s", "/etc/passwd", "/work/x"], "outputs": {"o": "/work/x"}},
+            ['output "o"', "is a symlink to '/etc/passwd'"],
+        ),
+        (
+            {"command": ["ln", "-s", "/etc", "/work/d"], "outputs": {"o": "/work/d/passwd"}},
+            ['output "o"', "/work/d is a symlink"],
+        ),
+        ({"command": ["mkfifo", "/work/x"], "outputs": {"o": "/work/x"}}, ['output "o"', "/work/x"]),
+        ({"inputs": {"/in/a": NO_DIGEST}}, ['input "/in/a"', NO_DIGEST, "put it first"]),
+        ({"inputs": {"/in/a": "file:///etc/passwd"}}, ['input "/in/a"', "not under a folder that this node allows"]),
+        ({"inputs": {"/in/a": "file:///nosuch"}}, ['input "/in/a"', "file:///nosuch is not there"]),
+        ({"secrets": {"A": "nosuch"}}, ['secret "nosuch" cannot be read']),
+        ({"command": ["sleep", "60"], "timeout_s": 1}, ["Job attempt duration exceeded timeout"]),
+        (
+            {"command": ["sh", "-c", "x=a; while true; do x=$x$x; done"], "memory_mib": 16},
+            ["OutOfMemoryError: Container killed due to memory usage"],
+        ),
+        ({"command": ["sh", "-c", "kill -9 $$"]}, ["killed by SIGKILL"]),
+        ({"user": "4294967296"}, ["4294967296"]),
+    ],
+)
+def test_a_job_that_cannot_be_done_says_why(yard: TestYard, job: dict[str, Any], words: list[str]) -> None:
+    fields = {"image": yard.image, "command": ["true"], "vcpus": 0.25, "memory_mib": 32, **job}
+    result = yard.producer.send_task("batchyard.run", kwargs={"job": fields}, queue="cpu")
+    reason = yard.reason(result)
+    for word in words:
+        assert word in reason
+
+
+def test_a_message_to_a_queue_that_forbids_it_says_so(yard: TestYard) -> None:
+    assert '"host"' in yard.reason(yard.send("true", network="host"))
+
+
+def objects(yard: TestYard) -> set[Path]:
+    return {p for p in (yard.blobs / "objects").rglob("*") if p.is_file()}
+
+
+def test_an_input_whose_stored_bytes_were_changed_is_refused(yard: TestYard) -> None:
+    before = objects(yard)
+    blob = yard.shell("seq 1 1000 >/work/o", outputs={"o": "/work/o"}).get(timeout=30)["outputs"]["o"]
+    place = max(objects(yard) - before, key=lambda p: p.stat().st_size)
+    sealed = bytearray(place.read_bytes())
+    sealed[len(sealed) // 2] ^= 1
+    place.chmod(0o600)
+    place.write_bytes(sealed)
+    reason = yard.reason(yard.send("cat", "/in/a", inputs={"/in/a": blob["digest"]}))
+    assert 'input "/in/a"' in reason
+    assert blob["digest"] in reason
+    assert "deleted from the store" in reason
+    # once it is there again, the same job runs
+    again = yard.shell("seq 1 1000 >/work/o", outputs={"o": "/work/o"}).get(timeout=30)["outputs"]["o"]
+    assert again["digest"] == blob["digest"]
+    assert yard.send("cat", "/in/a", inputs={"/in/a": blob["digest"]}).get(timeout=30)["exit_code"] == 0
+
+
+def test_a_file_that_has_another_digest_is_refused(yard: TestYard) -> None:
+    path = yard.shared / "data"
+    path.write_text("not what was meant")
+    reason = yard.reason(yard.send("true", inputs={"/in/a": {"uri": f"file://{path}", "digest": NO_DIGEST}}))
+    assert f"not {NO_DIGEST}" in reason
+
+
+def test_a_path_that_leads_out_of_the_allowed_folder_is_refused(yard: TestYard) -> None:
+    (yard.shared / "link").symlink_to("/etc/passwd")
+    for uri in (f"file://{yard.shared}/link", f"file://{yard.shared}/../key", f"file://{yard.shared}/%2e%2e/key"):
+        assert "not under a folder that this node allows" in yard.reason(yard.send("true", inputs={"/in/a": uri}))
+
+
+def test_attempts_are_used_up_and_each_is_on_the_record(yard: TestYard, counter: LineCounter) -> None:
+    result = yard.shell(f"{SAY}; exit 7", attempts=3, inputs=counter.inputs)
+    assert yard.reason(result) == "the command ended with exit code 7"
+    assert [(a.exit_code, a.counted) for a in yard.ended(result.id).attempts] == [(7, True)] * 3
+    until(lambda: counter.counts() == {result.id: 3}, "three runs")
+
+
+# -- a full disk
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MiB."""
+    path = tmp_path / "small"
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", path], check=True)
+    yield path
+    subprocess.run(["umount", "-l", path], check=True)
+
+
+@root_only
+def test_a_job_that_fills_the_nodes_disk_harms_itself_only(yard: TestYard, small_disk: Path) -> None:
+    yard.start_node("tiny", state=small_disk / "state", queues="tiny")
+    try:
+        full = yard.shell("head -c 20000000 /dev/zero >/work/x", queue="tiny")
+        assert yard.reason(full) == "the command ended with exit code 1"
+        with suppress(Exception):
+            full.get()
+        assert "No space left on device" in str(full.result.args[1]["log_tail"])
+        until(lambda: not list((small_disk / "state" / "jobs").iterdir()), "its files go")
+        assert yard.send("true", queue="tiny").get(timeout=30)["exit_code"] == 0
+        with (small_disk / "ballast").open("wb") as ballast:  # nothing left for the node's own files
+            with suppress(OSError):
+                while True:
+                    ballast.write(b"\0" * 65536)
+                    ballast.flush()
+        assert "space" in yard.reason(yard.send("true", queue="tiny"))
+        (small_disk / "ballast").unlink()
+        assert yard.send("true", queue="tiny").get(timeout=30)["exit_code"] == 0
+    finally:
+        yard.forget_node("tiny")
+
+
+@root_only
+def test_outputs_that_the_store_has_no_room_for_fail_the_job(yard: TestYard, small_disk: Path) -> None:
+    yard.start_node("tiny", store=small_disk / "store", queues="tiny")
+    try:
+        result = yard.shell("head -c 20000000 /dev/urandom >/work/x", queue="tiny", outputs={"o": "/work/x"})
+        assert "space" in yard.reason(result)
+        assert not list((small_disk / "store" / "new").iterdir())
+        assert yard.shell("echo a >/work/x", queue="tiny", outputs={"o": "/work/x"}).get(timeout=30)["outputs"]["o"]
+    finally:
+        yard.forget_node("tiny")
+
+
+# -- Redis away
+
+
+def fates(yard: TestYard, results: list[Any], *, timeout_s: float = 90.0) -> list[Record]:
+    return [yard.ended(result.id, timeout_s=timeout_s) for result in results]
+
+
+def outage(yard: TestYard, counter: LineCounter, away_s: float) -> None:
+    """Redis stops under running jobs, some of which end meanwhile, and queued ones, and comes back."""
+    with_line = {"inputs": counter.inputs}
+    ends_meanwhile = [yard.shell(f"{SAY}; sleep {away_s / 2}", vcpus=1, **with_line) for _ in range(2)]
+    ends_after = [yard.shell(f"{SAY}; sleep {away_s + 3}", vcpus=1, **with_line) for _ in range(2)]
+    running = [*ends_meanwhile, *ends_after]
+    for result in running:
+        yard.running(result.id)
+    queued = [yard.shell(SAY, vcpus=1, **with_line) for _ in range(4)]
+    until(lambda: yard.store.depth(["cpu"])["cpu"].index == 4, "the others wait")
+    yard.redis_server.stop()
+    threading.Event().wait(away_s)
+    yard.redis_server.start()
+    records = fates(yard, [*running, *queued])
+    assert [r.state for r in records] == ["SUCCEEDED"] * 8
+    assert [(r.losses, len(r.attempts)) for r in records] == [(0, 1)] * 8
+    assert counter.counts() == {result.id: 1 for result in (*running, *queued)}
+    for result in (*running, *queued):
+        assert result.get(timeout=10)["exit_code"] == 0
+
+
+def test_redis_may_be_away_for_longer_than_a_lease(yard: TestYard, counter: LineCounter) -> None:
+    outage(yard, counter, 4 * LEASE_S)
+
+
+@pytest.mark.full
+def test_redis_may_be_away_for_30_s(yard: TestYard, counter: LineCounter) -> None:
+    outage(yard, counter, 30)
+
+
+def test_kill_9_of_redis_under_100_queued_and_8_running_jobs_loses_nothing(
+    yard: TestYard, counter: LineCounter
+) -> None:
+    yard.forget_node("a")
+    yard.start_node("a", vcpus=2)
+    running = [yard.shell(f"{SAY}; sleep 3", inputs=counter.inputs) for _ in range(8)]
+    for result in running:
+        yard.running(result.id)
+    queued = [yard.shell(SAY, inputs=counter.inputs) for _ in range(100)]
+    yard.redis_server.kill9()
+    yard.redis_server.start()
+    records = fates(yard, [*running, *queued], timeout_s=110)
+    assert {r.state for r in records} == {"SUCCEEDED"}
+    assert {len(r.attempts) for r in records} == {1}
+    assert counter.counts() == {result.id: 1 for result in (*running, *queued)}
+    yard.forget_node("a")
+    yard.start_node("a", vcpus=4)
+
+
+# -- the engine
+
+
+@root_only
+@pytest.mark.skipif(shutil.which("dockerd") is None, reason="an engine of the test's own is needed")
+def test_a_restarted_engine_costs_no_attempt_and_leaves_nothing(
+    yard: TestYard, counter: LineCounter, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    engine = PrivateEngine(tmp_path_factory.mktemp("engine"))
+    try:
+        engine.start()
+        engine.take_image(yard.image)
+        yard.start_node("p", queues="tiny", environment={"DOCKER_HOST": engine.host})
+        long = [yard.shell(f"{SAY}; sleep 5", queue="tiny", inputs=counter.inputs) for _ in range(3)]
+        for result in long:
+            yard.running(result.id)
+        engine.stop()
+        while_away = yard.shell(SAY, queue="tiny", inputs=counter.inputs)
+        until(lambda: yard.store.depth(["tiny"])["tiny"].total == 0, "the node holds it")
+        engine.start()
+        records = fates(yard, [*long, while_away])
+        assert {r.state for r in records} == {"SUCCEEDED"}
+        for record in records[:3]:
+            assert [a.counted for a in record.attempts] == [False, True]
+            assert "engine was restarted" in record.attempts[0].reason
+        assert counter.counts() == {**{result.id: 2 for result in long}, while_away.id: 1}
+        assert until(lambda: not engine.docker("ps", "-aq").stdout, "no container is left")
+        yard.nodes["p"].said()
+        assert yard.nodes["p"].alive
+    finally:
+        if "p" in yard.nodes:
+            yard.forget_node("p")
+        engine.remove()

@@ -1,0 +1,57 @@
+"""Lines that jobs write outside of the yard, counted without it: a named pipe that is read by the test.
+
+An input `file://…` is a read-only bind, and a pipe on a read-only file system can be written to: so a job of any profile
+needs no network to say that it ran. Each line up to 4 KiB arrives whole.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+
+class LineCounter:
+    """Appends what jobs write to `folder/line` to the file `kept`. `folder` must be one that the node allows."""
+
+    def __init__(self, folder: Path, kept: Path) -> None:
+        folder.mkdir(parents=True)
+        folder.chmod(0o755)
+        self.pipe, self.kept = folder / "line", kept
+        os.mkfifo(self.pipe)
+        self.pipe.chmod(0o666)
+        self.inputs = {"/count": f"file://{folder}"}
+        self._fd = os.open(self.pipe, os.O_RDWR)  # read and write: it never ends, and no writer waits for a reader
+        self._at: list[tuple[float, str]] = []
+        threading.Thread(target=self._read, name="line-counter", daemon=True).start()
+
+    def _read(self) -> None:
+        with os.fdopen(self._fd, "rb", buffering=0) as pipe, self.kept.open("ab", buffering=0) as kept:
+            rest = b""
+            while not rest.endswith(b"stop\n"):
+                *lines, rest = (rest + pipe.read(65536)).split(b"\n")
+                for line in lines:
+                    if line == b"stop":
+                        return
+                    kept.write(line + b"\n")
+                    self._at.append((time.monotonic(), line.decode()))
+
+    def lines(self) -> list[str]:
+        """What has been written so far, in order."""
+        return self.kept.read_text().splitlines() if self.kept.exists() else []
+
+    def counts(self) -> Counter[str]:
+        """How often each line was written."""
+        return Counter(self.lines())
+
+    def times(self, text: str) -> list[float]:
+        """When (`time.monotonic()`) lines with this text came."""
+        return [at for at, line in list(self._at) if text in line]
+
+    def close(self) -> None:
+        """May be called twice."""
+        fd = os.open(self.pipe, os.O_WRONLY | os.O_NONBLOCK)
+        os.write(fd, b"stop\n")
+        os.close(fd)

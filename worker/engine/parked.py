@@ -1,0 +1,152 @@
+"""Network namespaces made beforehand, for containers without a network.
+
+A namespace of its own is two fifths of what starting a container costs. So each container with network `none` joins
+the empty namespace of a parked container that does nothing, one at a time, and leaves it to the next one. What stays in
+such a namespace is its loopback interface; nothing that runs without CAP_NET_ADMIN can change it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+from batchyard.broker.errors import BatchyardError, NotFound, StartError
+
+from . import pause
+from .logs import LogSource
+from .protocol import ContainerSpec, CreateAgain, Engine, Exit, Listed
+
+log = logging.getLogger(__name__)
+MEMORY_MIB = 6
+
+
+class ParkedNetworks:
+    """An engine in front of another. labels: those of the node, for its parked containers. idle: how many to keep.
+
+    Use it where the engine's machine is one of `pause.machines()`. Its parked containers are in no listing; those that
+    a killed node left are, and may be removed: a namespace lives as long as anybody is in it.
+    """
+
+    def __init__(self, engine: Engine, *, machine: str, labels: Mapping[str, str], idle: int = 8) -> None:
+        self._engine, self._machine, self._labels, self._most = engine, machine, labels, idle
+        self._lock = threading.Lock()
+        self._idle: list[str] = []
+        self._users: dict[str, str] = {}  # container -> the parked one that it joins
+        self._imported = self._closed = False
+
+    def create(self, spec: ContainerSpec) -> str:
+        if spec.network != "none":
+            return self._engine.create(spec)
+        park = self._take()
+        try:
+            container = self._engine.create(replace(spec, network=f"container:{park}"))
+        except BaseException:
+            self._give(park)
+            raise
+        with self._lock:
+            self._users[container] = park
+        return container
+
+    def start(self, container_id: str) -> None:
+        """CreateAgain: its parked container is gone, as after a restart of the engine."""
+        try:
+            self._engine.start(container_id)
+        except (StartError, NotFound) as error:
+            park = self._users.get(container_id)
+            if park is None or self._alive(park):
+                raise
+            with self._lock:
+                del self._users[container_id]
+                idle, self._idle = self._idle, []  # what ended one has ended all
+            for dead in (park, *idle):
+                self._drop(dead)
+            raise CreateAgain(f"the network that it was to join is gone ({error})") from None
+
+    def remove(self, container_id: str, *, force: bool = True) -> None:
+        self._engine.remove(container_id, force=force)
+        with self._lock:
+            park = self._users.pop(container_id, None)
+        if park is not None:
+            self._give(park)
+
+    def list(self, labels: Mapping[str, str]) -> Sequence[Listed]:
+        found = self._engine.list(labels)
+        with self._lock:
+            ours = {*self._idle, *self._users.values()}
+        return tuple(one for one in found if one.id not in ours)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for park in idle:
+            self._drop(park)
+        self._engine.close()
+
+    # -- parked containers
+    def _take(self) -> str:
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+        if not self._imported:
+            self._engine.import_image(pause.TAG, pause.image(self._machine))
+            self._imported = True
+        spec = ContainerSpec(image=pause.TAG, command=pause.COMMAND, labels={**self._labels, "batchyard.parked": "1"},
+                             vcpus=0.01, memory_mib=MEMORY_MIB, user="65534:65534", read_only_root=True,
+                             cap_drop_all=True, pids_limit=8, init=False)  # fmt: skip
+        park = self._engine.create(spec)
+        try:
+            self._engine.start(park)
+        except BaseException:
+            self._drop(park)
+            raise
+        return park
+
+    def _give(self, park: str) -> None:
+        with self._lock:
+            if len(self._idle) < self._most and not self._closed:
+                self._idle.append(park)
+                return
+        self._drop(park)
+
+    def _drop(self, park: str) -> None:
+        try:
+            self._engine.remove(park)
+        except BatchyardError as error:
+            log.warning("a parked container stays for the sweep: %s", error)
+
+    def _alive(self, park: str) -> bool:
+        with suppress(NotFound, StartError):
+            return self._engine.inspect_exit(park) is None
+        return False
+
+    # -- as they are
+    def ping(self) -> None:
+        self._engine.ping()
+
+    def image_present(self, image: str) -> str | None:
+        return self._engine.image_present(image)
+
+    def pull(self, image: str) -> None:
+        self._engine.pull(image)
+
+    def import_image(self, image: str, layer: bytes) -> None:
+        self._engine.import_image(image, layer)
+
+    def wait(self, container_id: str) -> Exit:
+        return self._engine.wait(container_id)
+
+    def inspect_exit(self, container_id: str) -> Exit | None:
+        return self._engine.inspect_exit(container_id)
+
+    def signal(self, container_id: str, name: str) -> bool:
+        return self._engine.signal(container_id, name)
+
+    def kill(self, container_id: str) -> bool:
+        return self._engine.kill(container_id)
+
+    def log_source(self, container_id: str) -> LogSource:
+        return self._engine.log_source(container_id)
