@@ -73,6 +73,7 @@ class Claimed:
     token: str
     attempt: int
     queue: str
+    created: float
     document: bytes
     cancel: str = ""
     started: float | None = None

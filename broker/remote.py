@@ -13,6 +13,7 @@ from typing import Any
 import redis
 from celery import Celery
 from kombu.exceptions import KombuError
+from kombu.pidbox import Node as MailboxNode
 
 from .errors import BatchyardError
 from .store import Yard
@@ -49,6 +50,13 @@ def ids_of(value: object) -> list[str]:
     return [str(v) for v in value] if isinstance(value, list | tuple | set) else [str(value)]
 
 
+class _QuietNode(MailboxNode):
+    """Deaf to what only workers answer: an error of ours would show the controller as a broken worker."""
+
+    def dispatch(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return super().dispatch(method, *args, **kwargs) if method in (self.handlers or {}) else None
+
+
 class RevokeEar:
     """A node of Celery's mailbox that stores revokes. Runs in a thread of its own until stopped."""
 
@@ -73,6 +81,7 @@ class RevokeEar:
         handlers = {"revoke": self._revoke, "terminate": self._terminate, "ping": lambda _, **__: {"ok": "pong"}}
         with self._app.connection_for_read() as connection:
             control: Any = self._app.control
+            control.mailbox.node_cls = _QuietNode
             node = control.mailbox.Node(self.name, channel=connection.default_channel, handlers=handlers, state=None)
             node.listen(callback=node.handle_message)
             while not self._stop.is_set():

@@ -10,9 +10,6 @@ import time
 from collections.abc import Callable
 from glob import glob
 from pathlib import Path
-from typing import Any
-
-from kombu.pidbox import Node
 
 from . import config as yard_config
 from . import keys
@@ -39,7 +36,7 @@ def serve_controller(url: str, key_file: Path, config_file: Path | None, *, on_r
     yard.prepare()
     config = settle_config(yard, given)
     followups = Followups(url, result_expires_s=config.result_expires_s)
-    working, ear = Controller(yard, CachedConfig(yard), followups), QuietEar(Yard(url, yard.ring))
+    working, ear = Controller(yard, CachedConfig(yard), followups), RevokeEar(Yard(url, yard.ring))
     stop, broken = threading.Event(), threading.Event()
 
     def run(part: Callable[[], None]) -> None:
@@ -64,19 +61,6 @@ def serve_controller(url: str, key_file: Path, config_file: Path | None, *, on_r
     for thread in threads:
         thread.join(_STOP_S)
     return 1 if broken.is_set() else 0
-
-
-class QuietEar(RevokeEar):
-    """The ear, deaf to what only nodes answer: an error of its would show the controller as a broken worker."""
-
-    class _Node(Node):
-        def dispatch(self, method: str, *args: Any, **kwargs: Any) -> Any:
-            return super().dispatch(method, *args, **kwargs) if method in (self.handlers or {}) else None
-
-    def __init__(self, yard: Yard) -> None:
-        super().__init__(yard)
-        control: Any = self._app.control
-        control.mailbox.node_cls = self._Node
 
 
 def open_yard(url: str, key_file: Path) -> Yard:

@@ -166,8 +166,15 @@ class Yard:
             *queues,
         )
         return bool(more), [
-            Claimed(id=j[0].decode(), token=j[1].decode(), attempt=int(j[2]), document=j[3], queue=j[4].decode())
-            for j in jobs
+            Claimed(
+                id=job_id.decode(),
+                token=token.decode(),
+                attempt=int(attempt),
+                document=document,
+                queue=queue.decode(),
+                created=int(created) / 1000,
+            )
+            for job_id, token, attempt, document, queue, created in jobs
         ]
 
     def held(self, node: str) -> list[Claimed]:
@@ -179,10 +186,11 @@ class Yard:
                 attempt=int(n),
                 document=document,
                 queue=queue.decode(),
+                created=int(created) / 1000,
                 cancel=cancel.decode(),
                 started=int(started) / 1000 if started else None,
             )
-            for i, token, n, document, queue, cancel, started in self._call("held", node)
+            for i, token, n, document, queue, created, cancel, started in self._call("held", node)
         ]
 
     def start(self, job: Claimed, *, started_s: float, celery: str, expires_s: int) -> bool:

@@ -167,6 +167,7 @@ class Run:
             "log": end.log.digest if end.log else None,
             "node": self._tools.options.name,
             "attempt": self.claimed.attempt,
+            "created": self.claimed.created,
             "started": end.started,
             "ended": end.ended,
         }

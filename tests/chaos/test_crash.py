@@ -27,7 +27,8 @@ from celery.canvas import Signature
 from batchyard.broker.config import Config, Environment, Queue
 from batchyard.broker.seal import KeyRing
 from batchyard.broker.store import Yard
-from yardtest.crash import IMAGE, STEPS, Fault, Members, Place, Victim, When, apart, disagreements, leftovers
+from yardtest.apart import apart
+from yardtest.crash import IMAGE, STEPS, Fault, Members, Place, Victim, When, disagreements, leftovers
 from yardtest.redis import RedisServer, free_port
 
 TIMEOUT_S = 30.0

@@ -198,15 +198,17 @@ def test_a_parked_network_that_is_gone_is_made_again(image: str, label: dict[str
     docker = DockerEngine()
     parked = ParkedNetworks(docker, machine=platform.machine(), labels=label)
     spec = ContainerSpec(image=image, command=("ip", "-o", "link"), vcpus=0.5, memory_mib=64, labels=label)
+    said: list[str] = []
+    parks = set()
     try:
         for _ in range(2):
             container = launch(parked, spec, say=print)
             assert parked.wait(container).code == 0
             parked.remove(container)
-            (park,) = docker.list(label)  # one serves both, until it is gone
+            parks |= {one.id for one in docker.list(label)}
             assert parked.list(label) == ()
-        docker.remove(park.id)
-        said: list[str] = []
+        (park,) = parks  # one serves both, until it is gone
+        docker.remove(park)
         container = launch(parked, spec, say=said.append)
         assert parked.wait(container).code == 0
         assert len(said) == 1

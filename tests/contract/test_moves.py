@@ -112,7 +112,7 @@ class History(RuleBasedStateMachine):
         node = self.nodes[name]
         del node.held[job.id]
         node.free_vcpus += self.demands[job.id]
-        stale = Claimed(id=job.id, token="0:nobody", attempt=1, queue="cpu", document=b"")
+        stale = Claimed(id=job.id, token="0:nobody", attempt=1, queue="cpu", created=1.0, document=b"")
         assert not self.yard.settle(stale, State.SUCCEEDED, _attempt(name), {}, [], retention_s=600)
         assert not self.yard.give_back(stale, None)
 
@@ -178,7 +178,7 @@ def test_any_history_makes_legal_moves_and_leaves_nothing_behind(fresh_redis_url
     machine: Any = type("HistoryHere", (History,), {"url": fresh_redis_url})
     case = machine.TestCase
     case.settings = settings(
-        max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+        max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
     )
     case().runTest()
     assert redis.Redis.from_url(fresh_redis_url).zcard(keys.LEASES) == 0

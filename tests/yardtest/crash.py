@@ -20,7 +20,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 from unittest import mock
 
 import redis
@@ -49,7 +49,6 @@ _STAYS = {
 MOST_DEATHS = 5  # by chance, in one run; with no bound a run would never end
 _FORK = multiprocessing.get_context("fork")
 
-T = TypeVar("T")
 When = Literal["before", "sent", "after"]
 Victim = Literal["caller", "redis"]
 
@@ -214,26 +213,6 @@ def _child(name: str, place: Place) -> None:
         signal.signal(number, signal.SIG_DFL)
     Saboteur(name, place).install()
     _controller(place) if name == "controller" else _node(name, place)
-
-
-def apart(act: Callable[[], T]) -> T:
-    """What `act` returns, called in a process of its own: Celery's result objects keep connections for as long as they
-    live, and break their process when Redis is killed."""
-    ours, theirs = _FORK.Pipe(duplex=False)
-
-    def call() -> None:
-        try:
-            theirs.send((act(), None))
-        except Exception as error:
-            theirs.send((None, repr(error)))
-
-    process = _FORK.Process(target=call, daemon=True)
-    process.start()
-    value: T
-    value, error = ours.recv()
-    process.join()
-    assert error is None, error
-    return value
 
 
 class Members:

@@ -220,7 +220,14 @@ class TestYard:
     # -- jobs
     def signature(self, *command: str, queue: str = "cpu", **job: Any) -> Signature:
         """A job of a small demand, as a stock producer would write it."""
-        fields = {"image": self.image, "command": list(command), "vcpus": 0.25, "memory_mib": 32, "disk_gib": 0.1, **job}
+        fields = {
+            "image": self.image,
+            "command": list(command),
+            "vcpus": 0.25,
+            "memory_mib": 32,
+            "disk_gib": 0.1,
+            **job,
+        }
         return self.producer.signature("batchyard.run", kwargs={"job": fields}, queue=queue)
 
     def send(self, *command: str, queue: str = "cpu", **job: Any) -> AsyncResult:
@@ -273,15 +280,16 @@ class TestYard:
         return record
 
     # -- what is left
-    def containers(self) -> list[str]:
-        """Ids of this yard's containers, running or not."""
+    def containers(self, *, jobs_only: bool = False) -> list[str]:
+        """Ids of this yard's containers, running or not; a living node parks some without a job."""
         asked = ["docker", "ps", "-aq", "--no-trunc", "--filter", f"label=batchyard.yard={self.id}"]
+        asked += ["--filter", "label=batchyard.job"] if jobs_only else []
         return subprocess.run(asked, capture_output=True, text=True, check=True, timeout=60).stdout.split()
 
     def leftovers(self) -> dict[str, object]:
         """What should not be there when no job is: containers, leases, reservations, files, undelivered ends."""
         left: dict[str, object] = {
-            "containers": self.containers(),
+            "containers": self.containers(jobs_only=True),
             "leases": self.redis.zrange(keys.LEASES, 0, -1),
             "outbox": self.redis.hkeys(keys.OUTBOX),
             "expiring": self.redis.zrange(keys.EXPIRING, 0, -1),
@@ -294,7 +302,9 @@ class TestYard:
             left[f"{name}: files"] = sorted(p.name for p in jobs.iterdir()) if jobs.exists() else []
             about = {k.decode(): v.decode() for k, v in self.redis.hgetall(keys.node(name)).items()}
             if self.nodes[name].alive:
-                capacity = {what: (about.get(what), about.get(f"free_{what}")) for what in ("vcpus", "memory_mib", "gpus")}
+                capacity = {
+                    what: (about.get(what), about.get(f"free_{what}")) for what in ("vcpus", "memory_mib", "gpus")
+                }
                 left[f"{name}: reserved"] = {k: v for k, v in capacity.items() if v[0] != v[1] or v[0] is None}
         return {what: found for what, found in left.items() if found}
 
