@@ -20,7 +20,8 @@ from .errors import InvalidConfig
 from .job import Job
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,127}$"
-_KOMBU = ("celery", "unacked", "by")
+_KOMBU = ("celery", "by")
+_KOMBU_PREFIXES = ("celery-task", "unacked")  # of result and chord keys, and of what stock workers hold
 Name = Annotated[str, Field(pattern=_NAME)]
 
 
@@ -67,7 +68,7 @@ class Config(_Frozen):
     @model_validator(mode="after")
     def _known(self) -> Self:
         for name, queue in self.queues.items():
-            if name in _KOMBU:
+            if name in _KOMBU or name.startswith(_KOMBU_PREFIXES):
                 raise ValueError(f'queue "{name}": this name is used by the broker; choose another')
             for environment in queue.environments:
                 if environment not in self.environments:

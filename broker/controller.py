@@ -25,6 +25,7 @@ from .store import Yard
 
 log = logging.getLogger(__name__)
 LOCK_S = 5.0
+TICK = 64  # moves of a kind in one tick
 STAND_IN = "by:standin"
 
 
@@ -41,9 +42,11 @@ class Duties:
         config = self._config()
         busy = self._take_in(config)
         if time.monotonic() >= self._next_tick:
-            moved = self._yard.tick(config.by_priority(), lease_s=config.lease_s)
-            busy = busy or any(n >= 64 for n in moved)
-            self._next_tick = time.monotonic() + min(0.5, config.lease_s / 10)
+            moved = self._yard.tick(config.by_priority(), lease_s=config.lease_s, limit=TICK)
+            if any(n >= TICK for n in moved):
+                busy = True  # and tick again at once
+            else:
+                self._next_tick = time.monotonic() + min(0.5, config.lease_s / 10)
         return self._outbox.run() > 0 or busy
 
     def _take_in(self, config: Config) -> bool:
@@ -52,7 +55,9 @@ class Duties:
             return self._intake.run(config) > 0
         except BrokerUnavailable as error:
             log.warning("intake waits: %s", error)
-            return False
+        except Exception:
+            log.exception("intake goes on after an error")
+        return False
 
 
 class Ear:

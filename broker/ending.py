@@ -47,7 +47,7 @@ class Outbox:
         return done + bool(self._cursor)
 
     def _body(self, field: str, entry: dict[str, Any]) -> bool:
-        effects = self._followups.body(entry, self._message)
+        effects = self._followups.body(entry, self._member)
         return self._yard.deliver(field, effects)
 
     def _end(self, entry: dict[str, Any]) -> bool:
@@ -59,6 +59,11 @@ class Outbox:
             effects, fields["reason"] = error.effects, f"{reason}; {error}"
         except NotFound:
             effects = []  # the record has expired with all that hung on it
+        except BrokerUnavailable:
+            raise
+        except Exception as error:  # its message is such that not even its own end can be told: it ends all the same
+            log.exception("job %s: what follows it cannot be told", job_id)
+            effects, fields["reason"] = [], f"{reason}; what follows the job cannot be told: {error}"
         return self._yard.finish(job_id, State.FAILED, fields, effects, retention_s=self._retention_s)
 
     def _message(self, job_id: str) -> Message:
@@ -66,6 +71,13 @@ class Outbox:
             return self._yard.document(job_id).message
         except IntegrityError:
             log.exception("job %s: its document does not open; nothing can follow it", job_id)
+            return message.bare(job_id)
+
+    def _member(self, job_id: str) -> Message:
+        """The body of its chord starts also when its record has expired meanwhile."""
+        try:
+            return self._message(job_id)
+        except NotFound:
             return message.bare(job_id)
 
     def _effects(self, job_id: str, celery_state: str, reason: str) -> list[Effect]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from . import keys, message
 from .config import Config
@@ -23,10 +24,13 @@ def read(list_key: str, queue: str, raw: bytes, *, config: Config, ring: KeyRing
         return Incoming(list_key=list_key, raw=raw, kind="dead", reason=str(error))
     try:
         arguments = sent.arguments()
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except Exception as error:  # kombu makes datetimes, UUIDs and decimals of what says that it is one
         return Incoming(
             list_key=list_key, raw=raw, kind="dead", reason=f"task {sent.id}: its body cannot be read: {error}"
         )
+    # What follows without a queue of its own goes where this job lies, whatever routing key its producer has for that.
+    delivery = {**(sent.properties.get("delivery_info") or {}), "exchange": "", "routing_key": queue}
+    sent = replace(sent, properties={**sent.properties, "delivery_info": delivery})
     try:
         job = _job(sent, *arguments[:2])
         eta_ms, expires_ms = sent.when_ms("eta"), sent.when_ms("expires")

@@ -19,6 +19,7 @@ from .errors import InvalidJob
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 WORK = PurePosixPath("/work")
 _REF = re.compile(r"Ref::([A-Za-z0-9_-]+)")
+_MOST_ID = 2**31 - 1  # the engine takes no more
 _RESERVED = ("AWS_BATCH", "BATCHYARD_")
 
 
@@ -128,6 +129,8 @@ class Job(_Frozen):
                     raise InvalidJob(field, name, "names that start with AWS_BATCH or BATCHYARD_ are reserved")
         if both := self.environment.keys() & self.secrets.keys():
             raise InvalidJob("secrets", min(both), "is in environment too; keep one")
+        if self.user is not None and any(int(number) > _MOST_ID for number in self.user.split(":")):
+            raise InvalidJob("user", self.user, f"a user or group is a number of at most {_MOST_ID}")
         if self.profile == "strict" and self.user is not None and int(self.user.split(":")[0]) == 0:
             raise InvalidJob(
                 "user", self.user, 'root is not allowed in profile "strict"; choose another, or profile "aws"'
@@ -139,7 +142,7 @@ class Job(_Frozen):
     def parse(cls, value: object) -> Job:
         """A job from what came over the wire, parameters applied. Raises InvalidJob."""
         if not isinstance(value, Mapping):
-            raise InvalidJob("", value, 'must be an object such as {"image": "busybox", "command": ["true"]}')
+            raise InvalidJob("", "…", 'must be an object such as {"image": "busybox", "command": ["true"]}')
         try:
             job = cls.model_validate(value)
         except ValidationError as error:
@@ -176,8 +179,9 @@ def _first(error: ValidationError) -> InvalidJob:
         rule = f"no such field; the fields are {', '.join(Job.model_fields)}"
     elif first["type"] == "missing":
         value, rule = None, "is required"
-    if first["loc"][:1] == ("environment",) and first["loc"][-1] != "[key]":
-        value = "…"  # it may be a password, and reasons are shown to everybody
+    within = first["loc"][:1] == ("environment",) and first["loc"][-1] != "[key]"
+    if within or not first["loc"] or first["type"] == "extra_forbidden":
+        value = "…"  # it may be or hold a password, and reasons are shown to everybody
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return InvalidJob(field, value, rule + more)
 

@@ -53,7 +53,7 @@ class Message:
             moment = datetime.fromisoformat(value)
         except (TypeError, ValueError):
             raise ValueError(f"{header} = {value!r}: must be an ISO 8601 time") from None
-        return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+        return max(1, int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000))
 
     def arguments(self) -> tuple[list[Any], dict[str, Any], dict[str, Any]]:
         """args, kwargs, embed. Raises ValueError."""
@@ -109,7 +109,7 @@ def parse(raw: bytes) -> Message:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, binascii.Error, RecursionError) as error:
         raise Unreadable(f"not a Celery message: {type(error).__name__}: {error}") from None
-    if len(headers["id"]) > 255 or any(c in headers["id"] for c in " \r\n\0|"):
+    if len(headers["id"]) > 255 or any(c.isspace() or c in "\0|" for c in headers["id"]):
         raise Unreadable("its task id has blanks or is longer than 255 characters")
     return Message(headers=headers, properties=properties, body=body)
 

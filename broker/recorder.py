@@ -25,6 +25,8 @@ Effect = tuple[str, tuple[Any, ...]]
 # Celery's own, where its type stubs end.
 celery_state: Any = _state
 _RedisBackend: Any = RedisBackend
+# One recording at a time: a silent Redis must not hold up all that come after it.
+_GIVE_UP = {"socket_timeout": 5, "socket_connect_timeout": 2, "socket_keepalive": True}
 _NOT_QUEUES = (keys.PREFIX, "celery-task", "_kombu", "unacked")
 
 
@@ -132,6 +134,10 @@ class Backend(_RedisBackend):  # type: ignore[misc]
     def add_pending_result(self, result: Any, weak: bool = False, **kwargs: Any) -> Any:
         return result if weak else super().add_pending_result(result, weak=weak, **kwargs)
 
+    def remove_pending_result(self, result: Any) -> Any:
+        """Stock unsubscribes when a result object is collected, on whatever thread: for 20 s while Redis is down."""
+        return result
+
     def store_result(self, task_id: str, result: Any, state: str, traceback: object = None, **kwargs: Any) -> Any:
         return super().store_result(task_id, result, state, traceback=None, **kwargs)  # its traceback shows our files
 
@@ -204,7 +210,8 @@ def recording_app(url: str, **conf: Any) -> Celery:
     app.conf.update(
         broker_transport=f"{Transport.__module__}:Transport",
         task_publish_retry=False,
-        broker_transport_options={"priority_steps": [0, 3, 6, 9]},
+        broker_transport_options={"priority_steps": [0, 3, 6, 9], **_GIVE_UP},
+        **{f"redis_{name}": value for name, value in _GIVE_UP.items()},
         **conf,
     )
     return app

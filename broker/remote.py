@@ -75,7 +75,9 @@ class RevokeEar:
                 self._listen()
             except (redis.RedisError, KombuError, OSError) as error:
                 log.warning("remote control waits for Redis: %s", error)
-                self._stop.wait(0.5)
+            except Exception:  # anybody may send anything
+                log.exception("remote control goes on after an error")
+            self._stop.wait(0.5)
 
     def _listen(self) -> None:
         handlers = {"revoke": self._revoke, "terminate": self._terminate, "ping": lambda _, **__: {"ok": "pong"}}

@@ -52,7 +52,8 @@ class Incoming:
 
     def arguments(self) -> list[Arg]:
         """As `by_intake` reads them. vCPUs in thousandths, disk in MiB, rounded up."""
-        clear = {**(self.clear or {}), **({"reason": self.reason} if self.reason else {})}
+        reason = self.reason.encode("utf-8", "replace").decode()  # what it quotes may hold half a surrogate pair
+        clear = {**(self.clear or {}), **({"reason": reason} if reason else {})}
         return [
             self.list_key,
             self.raw,
@@ -68,7 +69,7 @@ class Incoming:
             self.expires_ms,
             self.chord_key,
             json.dumps(clear),
-            self.reason if self.kind == "dead" else self.document,
+            reason if self.kind == "dead" else self.document,
         ]
 
 

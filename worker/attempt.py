@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from batchyard.broker.errors import (
@@ -18,6 +20,7 @@ from batchyard.broker.errors import (
     EngineUnavailable,
     ImageError,
     NotFound,
+    Permanent,
     StartError,
     StoreUnavailable,
     disk_full,
@@ -74,6 +77,7 @@ class Execution:
         self.started = claimed.started
         self._lock, self._over = threading.Lock(), threading.Event()
         self._container, self._running = container, container is not None
+        self._made = [container] if container is not None else []  # containers that may still be there
         self._stop: Stop | None = None
         self._why = ""
         self._secrets: dict[str, str] = {}
@@ -85,9 +89,10 @@ class Execution:
 
     def stop(self, stop: Stop, why: str, *, grace_s: float | None, first_signal: str) -> None:
         with self._lock:
+            told = self._stop is stop is Stop.LOST  # at every beat again
             if self._stop is None or stop is Stop.LOST:
                 self._stop, self._why = stop, why
-            running = self._running
+            running = self._running and not told
         if running:
             self._signal(first_signal, self._tools.options.stop_grace_s if grace_s is None else grace_s)
 
@@ -96,14 +101,24 @@ class Execution:
         assert container is not None
 
         def act() -> None:
-            try:
-                self._tools.engine.signal(container, name)
-                if name != "SIGKILL" and not self._over.wait(grace_s):
-                    self._tools.engine.kill(container)
-            except BatchyardError as error:
-                log.warning("job %s could not be told to stop: %s", self._claimed.id, error)
+            kill_at = time.monotonic() + grace_s
+            self._insist(lambda: self._tools.engine.signal(container, name), kill_at)
+            if not self._over.wait(max(0.0, kill_at - time.monotonic())):
+                self._insist(lambda: self._tools.engine.kill(container))
 
         threading.Thread(target=act, name="stop", daemon=True).start()
+
+    def _insist(self, act: Callable[[], object], until: float = math.inf) -> None:
+        """Repeats what an engine that is away did not do: a container that is not told to stop may never end."""
+        while not self._over.is_set():
+            try:
+                act()
+                return
+            except BatchyardError as error:
+                log.warning("job %s could not be told to stop: %s", self._claimed.id, error)
+                if not isinstance(error, EngineUnavailable) or time.monotonic() > until:
+                    return
+            self._over.wait(0.5)
 
     # -- on the slot's thread
     def run(self) -> Finished:
@@ -119,8 +134,13 @@ class Execution:
                 exit = self._ended(capture)
                 if exit is not None and exit.code == 0 and self._stop is None:
                     outputs = self._patiently(self._publish)
-        except (BatchyardError, OSError) as caught:
-            error = caught if isinstance(caught, BatchyardError) else _told(caught)
+        except BatchyardError as caught:
+            error = caught
+        except OSError as caught:
+            error = _told(caught)
+        except Exception as caught:  # a fault of ours: unsettled, the job would run again and again
+            log.exception("job %s: the attempt broke", self._claimed.id)
+            error = Permanent(f"the node could not run it: {type(caught).__name__}: {caught}")
         self._over.set()
         ended = exit.finished_at if exit is not None else time.time()
         outcome = decide(
@@ -131,19 +151,25 @@ class Execution:
             attempt=self._claimed.attempt,
             attempts=self._job.attempts,
         )
-        blob, tail = self._keep_log(capture, outcome)
+        blob, tail, lack = self._keep_log(capture, outcome)
+        if lack:
+            outcome = replace(outcome, reason=f"{outcome.reason}; its log could not be kept: {lack}")
         return Finished(outcome=outcome, started=self.started, ended=ended, outputs=outputs, log=blob, log_tail=tail)
 
     def remove(self) -> None:
-        """The container goes. May be called twice."""
-        if self._container is not None:
-            self._tools.engine.remove(self._container)
+        """The container goes, and what is left of earlier tries to start it. May be called twice."""
+        while self._made:
+            self._tools.engine.remove(self._made[-1])
+            self._made.pop()
 
     def _ended(self, capture: LogCapture) -> Exit | None:
         """The container's exit; None when it was stopped before it ran."""
         if self._container is None:
             binds = self._patiently(lambda: self._stage(capture))
             self._patiently(lambda: self._launch(capture, binds))
+        elif self.started is None:  # the node was killed before it could say so
+            self.started = time.time()
+            self._on_start(self.started)
         if self._container is None:
             return None
         engine, container = self._tools.engine, self._container
@@ -193,9 +219,11 @@ class Execution:
 
         def created(container: str) -> None:
             self._container = container
+            self._made.append(container)
 
         if self._stop is not None:
             return
+        self.remove()  # one whose start was not answered may run
         try:
             launch(self._tools.engine, spec, say=capture.platform, created=created)
         except BaseException as error:
@@ -251,20 +279,27 @@ class Execution:
             for name, path in self._job.outputs.items()
         }
 
-    def _keep_log(self, capture: LogCapture | None, outcome: Outcome) -> tuple[Blob | None, str]:
-        """The sealed log and its last lines. A log that cannot be kept does not change the outcome."""
+    def _keep_log(self, capture: LogCapture | None, outcome: Outcome) -> tuple[Blob | None, str, str]:
+        """The sealed log, its last lines, and why it could not be kept, which does not change the fate."""
         if capture is None or outcome.fate is Fate.FORGET:
-            return None, ""
+            return None, "", ""
         try:
-            capture.platform(outcome.reason)
-            path = capture.finish()
+            path = self._whole_log(capture, outcome.reason)
             tail = "" if outcome.fate is Fate.SUCCEEDED else command_lines(capture.tail(LOG_TAIL_BYTES))
-            return self._patiently(lambda: self._tools.blobs.put_file(path)), tail
+            return self._patiently(lambda: self._tools.blobs.put_file(path)), tail, ""
         except (BatchyardError, OSError) as error:
             log.warning("job %s: its log could not be kept: %s", self._claimed.id, error)
-            return None, ""
+            return None, "", str(error)
         finally:
             capture.close()
+
+    def _whole_log(self, capture: LogCapture, last_words: str) -> Path:
+        try:
+            capture.platform(last_words)
+            return capture.finish()
+        except (DiskFull, OSError):  # by what the job has written, most likely: its outputs are kept by now
+            shutil.rmtree(self.folder / "work", ignore_errors=True)
+            return capture.finish()
 
     def _digests(self) -> list[Digest]:
         found = []

@@ -109,9 +109,13 @@ def attach(app: Celery, node: Node, queues: list[str]) -> None:
 
 
 def _signal_name(value: object) -> str:
+    """Raises ValueError: a container that cannot be told this signal would not be told to stop at all."""
     if isinstance(value, int):
         return signal.Signals(value).name
-    return "SIG" + str(value).upper().removeprefix("SIG") if value else "SIGTERM"
+    name = "SIG" + str(value).upper().removeprefix("SIG") if value else "SIGTERM"
+    if name not in signal.Signals.__members__:
+        raise ValueError(f'no signal "{value}"')
+    return name
 
 
 @control_command(variadic="task_id", signature="[id1 [id2 [... [idN]]]]")

@@ -58,18 +58,25 @@ class Ledger:
         return self._capacity
 
     def reserve(
-        self, job_id: str, demand: Demand, *, token: str = "", gpus: Sequence[str] | None = None
+        self,
+        job_id: str,
+        demand: Demand,
+        *,
+        token: str = "",
+        gpus: Sequence[str] | None = None,
+        runs: bool = False,
     ) -> Allocation | None:
         """Take what a job needs, or None when it does not fit now.
 
         A job that is accounted already (its lease came back while its old container still goes) keeps what it has,
-        under the new token. `gpus` names the devices of an adopted container.
+        under the new token. `gpus` names the devices of an adopted container, which `runs`: it gets what it has, also
+        when the node has been given less since it started.
         """
         with self._lock:
             held = self._held.get(job_id)
             if held is None:
-                devices = self._devices(demand.gpus, gpus)
-                if devices is None or not self._fits(demand):
+                devices = tuple(gpus or ()) if runs else self._devices(demand.gpus, gpus)
+                if devices is None or not (runs or self._fits(demand)):
                     return None
                 held = Allocation(job_id=job_id, token=token, demand=demand, gpus=devices)
             elif held.token != token:

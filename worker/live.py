@@ -65,6 +65,8 @@ class LiveShipper:
                     self._send(job_id, lines, ended)
                 except BrokerUnavailable as error:
                     log.debug("live tail of %s: %s", job_id, error)
+                except Exception:  # the tails of all other jobs go on
+                    log.exception("live tail of %s", job_id)
             time.sleep(BATCH_S)
 
     def _due(self) -> list[tuple[str, bytes, bool]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
 import platform
 import warnings
 from pathlib import Path
@@ -36,6 +38,7 @@ from .tools import Tools
 def serve(url: str, key_file: Path, options: NodeOptions) -> int:
     """Runs until SIGTERM or SIGINT; the process's exit code. Raises InvalidConfig for what is wrong at the start."""
     options.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = _only_one(options.state)
     ring = KeyRing.load(key_file)
     yard = Yard(url, ring)
     config = _first_config(yard, options)
@@ -64,7 +67,19 @@ def serve(url: str, key_file: Path, options: NodeOptions) -> int:
         without_mingle=True,
     )
     worker.start()
+    os.close(lock)
     return int(worker.exitcode or 0)
+
+
+def _only_one(state: Path) -> int:
+    """A lock on the state folder as long as this process lives: two nodes would remove each other's containers."""
+    lock = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise InvalidConfig(f"a node runs on {state} already; give this one another --state and --name") from None
+    return lock
 
 
 def _tools(yard: Yard, ring: KeyRing, options: NodeOptions, config: Config) -> Tools:
@@ -101,4 +116,6 @@ def _first_config(yard: Yard, options: NodeOptions) -> Config:
         yard.prepare()
         return yard.config()
     except (NotFound, BrokerUnavailable):
-        return single_machine(options.vcpus, options.memory_mib, len(options.gpus), options.disk_gib)
+        made_up = single_machine(options.vcpus, options.memory_mib, len(options.gpus), options.disk_gib)
+        asked_for = dict.fromkeys(options.queues, made_up.queues["cpu"])
+        return made_up.model_copy(update={"queues": asked_for}) if asked_for else made_up

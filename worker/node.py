@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 AT_ONCE = 8  # jobs claimed in one call
 LOOK_S = 1.0  # between two looks when nothing calls: publish and subscribe promises nothing
 SWEEP_S = 30.0
+SWEEP_AGAIN_S = 1.0  # when a container could not be removed
 
 
 class Node:
@@ -53,6 +54,11 @@ class Node:
         self._slots, self._lock = Slots(options.most_jobs), threading.Lock()
         self._wake, self._beat, self._closing = threading.Event(), threading.Event(), threading.Event()
         self.ready = threading.Event()
+        self._configured = threading.Event()  # the yard's configuration is known, not made up of this machine's
+        self._litter = threading.Event()  # a container could not be removed
+        self._beating = threading.Lock()
+        self._claiming = self._left = False
+        self._cleaning = 0
         self._adoption = Adoption(tools)
         self._stand_in = Controller(tools.yard, lambda: self.tools.config, tools.followups, stand_in=True)
         self._heard = time.monotonic()
@@ -61,7 +67,7 @@ class Node:
     def start(self) -> None:
         """Must not need Redis or the engine: both may be down."""
         self.tools.live.start()
-        for act in (self._claim_loop, self._renew_loop, self._listen_loop, self._sweep_loop, self._stand_in.run):
+        for act in (self._claim_loop, self._renew_loop, self._listen_loop, self._sweep_loop, self._stand_in_loop):
             threading.Thread(target=act, name=act.__qualname__, daemon=True).start()
 
     # -- what others ask
@@ -80,7 +86,8 @@ class Node:
 
     def drain(self) -> None:
         """No new claims. May be called twice."""
-        self._closing.set()
+        with self._lock:
+            self._closing.set()
         self._stand_in.stop()
         self._wake.set()
 
@@ -90,22 +97,25 @@ class Node:
             run.stop(Stop.DRAIN, "the node drained", grace_s=grace_s)
 
     def empty(self) -> bool:
+        """Nothing runs, is being removed, or may come as the answer to a claim."""
         with self._lock:
-            return not self.runs
+            return not (self.runs or self._cleaning or self._claiming)
 
     def close(self) -> None:
         """Off the list of nodes, if nothing is held any more; the engine keeps nothing of ours that is idle."""
         self.tools.engine.close()
-        try:
-            self.tools.yard.leave(self.tools.options.name)
-        except BrokerUnavailable as error:
-            log.warning("Redis was not told that this node leaves: %s", error)
+        with self._beating:
+            self._left = True  # a beat from now on would put it on the list again
+            try:
+                self.tools.yard.leave(self.tools.options.name)
+            except BrokerUnavailable as error:
+                log.warning("Redis was not told that this node leaves: %s", error)
 
     # -- claim
     def _claim_loop(self) -> None:
         self._until_done(self._settle_in)
         claim_id = uuid.uuid4().hex
-        while not self._closing.is_set():
+        while self._may_claim():
             try:
                 more = self._claim(claim_id)
                 claim_id = uuid.uuid4().hex  # only after an answer: a repeat must be known as one
@@ -117,15 +127,23 @@ class Node:
                 log.exception("claim")
                 self._closing.wait(1)
                 continue
+            finally:
+                self._claiming = False
             if not more:
                 self._wake.wait(LOOK_S)
                 self._wake.clear()
+
+    def _may_claim(self) -> bool:
+        with self._lock:
+            self._claiming = not self._closing.is_set()
+            return self._claiming
 
     def _settle_in(self) -> None:
         tools = self.tools
         tools.yard.prepare()
         self._alone()
         self.tools = replace(tools, config=tools.yard.config())
+        self._configured.set()
         tools.engine.ping()
         self._adoption.take_up(self._take)
         self.ready.set()
@@ -176,7 +194,9 @@ class Node:
             self._until_done(lambda: unreadable(self.tools, claimed, reason))
             return
         demand = Demand(vcpus=job.vcpus, memory_mib=job.memory_mib, disk_gib=job.disk_gib, gpus=job.gpus)
-        allocation = self.ledger.reserve(claimed.id, demand, token=claimed.token, gpus=_gpus_of(container))
+        allocation = self.ledger.reserve(
+            claimed.id, demand, token=claimed.token, gpus=_gpus_of(container), runs=container is not None
+        )
         if allocation is None:
             self._return(claimed)
             return
@@ -185,16 +205,26 @@ class Node:
             self.runs[claimed.id] = run
         if claimed.cancel:
             run.stop(Stop.CANCEL, claimed.cancel)
-        self._slots.run(lambda: self._execute(run))
+        try:
+            self._slots.run(lambda: self._execute(run))
+        except RuntimeError:  # no thread for it: as if it had not been claimed, so that the repeated claim brings it
+            with self._lock:
+                del self.runs[claimed.id]
+            self.ledger.release(claimed.id, token=claimed.token)
+            raise
 
     def _execute(self, run: Run) -> None:
         run.execute()
         with self._lock:
             if self.runs.get(run.claimed.id) is run:
                 del self.runs[run.claimed.id]
+            self._cleaning += 1
         self.ledger.release(run.claimed.id, token=run.claimed.token)
         self._wake.set()
-        run.clean()
+        if not run.clean():
+            self._litter.set()
+        with self._lock:
+            self._cleaning -= 1
 
     def _return(self, claimed: Claimed) -> None:
         """A job that this node cannot start now; no attempt used."""
@@ -220,7 +250,11 @@ class Node:
     def _renew(self) -> None:
         runs = dict(self.runs)
         held = {job_id: run.claimed.token for job_id, run in runs.items() if not run.over.is_set()}
-        told = self.tools.yard.renew(self.tools.options.name, self._about(), held, lease_s=self.tools.config.lease_s)
+        with self._beating:
+            if self._left:
+                return
+            about, lease_s = self._about(), self.tools.config.lease_s
+            told = self.tools.yard.renew(self.tools.options.name, about, held, lease_s=lease_s)
         for job_id, what, reason in told:
             run = runs[job_id]
             if run.settling:
@@ -255,6 +289,11 @@ class Node:
         }
 
     # -- calls
+    def _stand_in_loop(self) -> None:
+        """Not with a configuration that the yard does not have: jobs would be refused for want of what others have."""
+        self._configured.wait()
+        self._stand_in.run()
+
     def _listen_loop(self) -> None:
         """New work and cancels, the moment they are published."""
         self.ready.wait()
@@ -268,7 +307,7 @@ class Node:
                     heard = pubsub.get_message(timeout=30)
                     if heard is not None:
                         self._hear(heard["channel"].decode(), heard["data"].decode())
-            except (redis.RedisError, OSError) as error:
+            except (redis.RedisError, OSError, UnicodeDecodeError) as error:
                 log.warning("not listening: %s", error)
                 time.sleep(0.5)
             finally:
@@ -284,11 +323,14 @@ class Node:
         """Containers of ours that no run knows, left by an engine that was away when they should have gone."""
         self.ready.wait()
         while True:
-            time.sleep(SWEEP_S)
+            self._litter.wait(SWEEP_S)
+            self._litter.clear()
+            time.sleep(SWEEP_AGAIN_S)
             try:
                 self._adoption.sweep(lambda: {(r.claimed.id, r.claimed.token) for r in list(self.runs.values())})
             except BatchyardError as error:
                 log.warning("sweep: %s", error)
+                self._litter.set()
 
     def _until_done(self, act: Callable[[], object]) -> None:
         while True:

@@ -67,7 +67,8 @@ def decide(
     if exit is not None and exit.interrupted and exit.code >= 128:
         return Outcome(fate=Fate.RETURN, reason="the container engine was restarted under the job", exit_code=code)
     fate = Fate.RETRY if attempt < attempts else Fate.FAILED
-    return Outcome(fate=fate, reason=str(error) if error else _ended(exit), exit_code=code)
+    said = str(error).encode("utf-8", "replace").decode()  # a file name in it may be no text, which Redis refuses
+    return Outcome(fate=fate, reason=said if error else _ended(exit), exit_code=code)
 
 
 def _ended(exit: Exit | None) -> str:

@@ -76,13 +76,15 @@ class Run:
             self.over.set()
             self._tools.live.end(self.claimed.id)
 
-    def clean(self) -> None:
-        """Removes container and files. What the engine does not remove now, the node's sweep will."""
+    def clean(self) -> bool:
+        """Removes container and files. False: the engine did not remove it now, the node's sweep has to."""
+        shutil.rmtree(self.execution.folder, ignore_errors=True)
         try:
             self.execution.remove()
         except BatchyardError as error:
             log.warning("job %s: its container stays for the sweep: %s", self.claimed.id, error)
-        shutil.rmtree(self.execution.folder, ignore_errors=True)
+            return False
+        return True
 
     # -- RUNNING
     def _started(self, at: float) -> None:

@@ -23,12 +23,12 @@ class Slots:
             return self._most - self._busy
 
     def run(self, act: Callable[[], None]) -> None:
-        """Runs it on a thread; `act` must not raise."""
+        """Runs it on a thread; `act` must not raise. RuntimeError: the system has no thread for it."""
         with self._lock:
-            self._busy += 1
-            if self._busy > self._threads:
+            if self._busy >= self._threads:
+                threading.Thread(target=self._loop, name=f"slot-{self._threads + 1}", daemon=True).start()
                 self._threads += 1
-                threading.Thread(target=self._loop, name=f"slot-{self._threads}", daemon=True).start()
+            self._busy += 1
         self._work.put(act)
 
     def _loop(self) -> None:

@@ -1,6 +1,6 @@
 -- cancel(id, reason, terminate 0 or 1, keep s) -> "stored" (not taken in yet), "ended", "cancelled" (was waiting),
 -- "running" (left alone: terminate is 0) or "stopping"
--- Keys: job, cancelled, class, heads, counts, delayed, expiring, outbox; channels duty, control.
+-- Keys: job, cancelled, class, heads, counts, demands, delayed, expiring, outbox; channels duty, control.
 register('cancel', function(_, argv)
   local id, reason, job = argv[1], argv[2], K.job(argv[1])
   local h = redis.call('HMGET', job, 'state', 'queue', 'class', 'node', 'ending')

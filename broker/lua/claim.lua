@@ -1,47 +1,53 @@
 -- claim(node, claim id, lease ms, mc, mem, gpu, disk, count, queue, …) -> {more, {id, token, attempt, doc, queue, created ms}, …}
 -- Up to `count` jobs that fit what is free, queues in the order given, most urgent class first. A repeated claim id
 -- gets the answer of the first call. more = 1: looked at the bounded number of jobs and found none; ask again.
--- Keys: node, node_jobs, leases, reaper, job, class, heads, counts, delayed, expiring, outbox.
-local LOOKS = 8                                -- jobs looked at in one coarse class in one call
+-- Keys: node, node_jobs, leases, reaper, job, class, heads, counts, demands, delayed, expiring, outbox.
+local LOOKS = 32                               -- jobs looked at in coarse classes in one call
 
--- First job of a coarse class that fits. The place where the last call of this node stopped is remembered, so that
--- every job is looked at in the end, however many that do not fit stand before it.
-local function look_into(queue, class, free, node)
-  local z, mark = K.class(queue, class), 'at:' .. queue .. ':' .. class
-  local from = tonumber(redis.call('HGET', K.node(node), mark) or 0)
-  local ids = redis.call('ZRANGE', z, from, from + LOOKS - 1)
-  for _, id in ipairs(ids) do
-    local h = redis.call('HMGET', K.job(id), 'mc', 'mem', 'gpu', 'disk')
-    if not h[1] or fits({tonumber(h[1]), tonumber(h[2]), tonumber(h[3]), tonumber(h[4])}, free) then
-      redis.call('HDEL', K.node(node), mark)
-      return id
-    end
-  end
-  if #ids == LOOKS then
-    redis.call('HSET', K.node(node), mark, from + LOOKS)
-    return nil, true
-  end
-  redis.call('HDEL', K.node(node), mark)
-  return nil, from > 0
+-- Where this node's walk through the coarse classes of a queue stopped: so every job is looked at in the end, however
+-- many that do not fit stand before it. -> offset, class; nothing when no walk is under way.
+local function stopped_at(queue, free, node)
+  local mark = redis.call('HGET', K.node(node), 'at:' .. queue)
+  if not mark then return nil end
+  local from, class = string.match(mark, '^(%d+) (.*)$')
+  if fits(shape(class), free) and redis.call('ZSCORE', K.heads(queue), class) then return tonumber(from), class end
 end
 
+-- The first of `most` jobs of a coarse class that fits, and how many were looked at.
+local function look_into(queue, class, from, most, free)
+  local ids = redis.call('ZRANGE', K.class(queue, class), from, from + most - 1)
+  local demands = #ids > 0 and redis.call('HMGET', K.demands(queue), unpack(ids))
+  for i, id in ipairs(ids) do
+    if not demands[i] or fits(shape(demands[i]), free) then return id end
+  end
+  return nil, #ids
+end
+
+-- One call walks LOOKS jobs on. A walk ends with a job that fits, or behind the last one: then there is none.
 local function pick(queue, free, node)
-  local more, looked = false, 0
+  local mark, left, walking, from, resume = 'at:' .. queue, LOOKS, false, 0, nil
   for _, class in ipairs(redis.call('ZRANGE', K.heads(queue), 0, CLASSES)) do
     local s = shape(class)
     if fits(s, free) then
-      if s.exact then return redis.call('ZRANGE', K.class(queue, class), 0, 0)[1], class end
-      if looked < 4 then                       -- coarse classes a call
-        looked = looked + 1
-        local id, unfinished = look_into(queue, class, free, node)
-        if id then return id, class end
-        more = more or unfinished
-      else
-        more = true
+      if s.exact then return redis.call('ZRANGE', K.class(queue, class), 0, 0)[1], class, left == 0 end
+      if not walking then
+        walking = true
+        from, resume = stopped_at(queue, free, node)
+      end
+      if left > 0 and (not resume or resume == class) then
+        from = resume and from or 0
+        local id, looked = look_into(queue, class, from, left, free)
+        if id then
+          redis.call('HDEL', K.node(node), mark)
+          return id, class
+        end
+        left, resume = left - looked, nil
+        if left == 0 then redis.call('HSET', K.node(node), mark, from + looked .. ' ' .. class) end
       end
     end
   end
-  return nil, nil, more
+  if walking and left > 0 then redis.call('HDEL', K.node(node), mark) end
+  return nil, nil, left == 0
 end
 
 local function lease_out(id, node, claim, lease)

@@ -14,7 +14,8 @@ local function num(x) return string.format('%.0f', x) end          -- tostring()
 
 -- Shape classes ----------------------------------------------------------------------------------------------
 -- "500,512,0,1024" holds jobs of exactly that demand (milli-vCPU, MiB, GPUs, MiB of disk); "~256,256,0,1024" holds
--- jobs of at least that demand and is looked into one by one.
+-- jobs of at least that demand and is looked into one by one; what these ask for stands in one hash, so that a look at
+-- several is one call.
 
 local shapes, shapes_size = {}, 0
 local function shape(class)
@@ -54,8 +55,9 @@ end
 
 -- The ready index --------------------------------------------------------------------------------------------
 
-local function index_add(queue, class, id, score)
+local function index_add(queue, class, id, score, exact)
   redis.call('ZADD', K.class(queue, class), score, id)
+  if class ~= exact then redis.call('HSET', K.demands(queue), id, exact) end
   redis.call('ZADD', K.heads(queue), 'LT', score, class)
   redis.call('HINCRBY', K.counts(queue), class, 1)
 end
@@ -66,6 +68,7 @@ local function index_remove(queue, class, id)
   local first = redis.call('ZRANGE', z, 0, 0, 'WITHSCORES')
   if first[1] then redis.call('ZADD', heads, first[2], class) else redis.call('ZREM', heads, class) end
   if redis.call('HINCRBY', counts, class, -1) <= 0 then redis.call('HDEL', counts, class) end
+  if not shape(class).exact then redis.call('HDEL', K.demands(queue), id) end
   return true
 end
 
@@ -73,7 +76,7 @@ local function make_ready(queue, id)
   local h = redis.call('HMGET', K.job(id), 'mc', 'mem', 'gpu', 'disk', 'score')
   local class = classify(queue, {h[1], h[2], h[3], h[4]})
   redis.call('HSET', K.job(id), 'state', 'RUNNABLE', 'class', class)
-  index_add(queue, class, id, h[5])
+  index_add(queue, class, id, h[5], table.concat({h[1], h[2], h[3], h[4]}, ','))
   redis.call('PUBLISH', K.wake, queue)
 end
 
@@ -100,9 +103,10 @@ end
 -- Takes a leased job back to its old place in the index; one that was cancelled meanwhile ends instead.
 local function restore(id, node)
   local job = K.job(id)
-  local h = redis.call('HMGET', job, 'queue', 'cancel')
+  local h = redis.call('HMGET', job, 'queue', 'cancel', 'expires')
   redis.call('HDEL', job, 'token', 'node', 'started')
   redis.call('DEL', K.result(id))            -- else AsyncResult.state stays STARTED
+  if h[3] and not h[2] then redis.call('ZADD', K.expiring, h[3], id) end     -- it waits again
   if h[2] then decide_end(id, 'REVOKED', h[2]) else make_ready(h[1], id) end
   unlease(id, node)
 end
@@ -145,7 +149,7 @@ end
 local function due(queue, limit)
   local ids = redis.call('ZRANGEBYSCORE', K.delayed(queue), '-inf', num(now()), 'LIMIT', 0, limit)
   for _, id in ipairs(ids) do
-    make_ready(queue, id)
+    if redis.call('EXISTS', K.job(id)) == 1 then make_ready(queue, id) end
     redis.call('ZREM', K.delayed(queue), id)
   end
   return #ids

@@ -3,7 +3,7 @@
 -- clear fields (JSON object of strings), sealed document or reason.
 --   kind "job": runs when it fits; "end": the reason why it fails at the door stands in its clear fields; "dead": no
 --   job can be made of it, the last argument is the reason.
--- Keys: the producers' lists, job, jobs, seq, cancelled, class, heads, counts, delayed, expiring, outbox, dead.
+-- Keys: the producers' lists, job, jobs, seq, cancelled, class, heads, counts, demands, delayed, expiring, outbox, dead.
 -- Refused when Redis is out of memory: the messages then stay where they are.
 local WIDTH = 15
 

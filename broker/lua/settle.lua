@@ -17,7 +17,7 @@ end)
 
 -- giveback(id, token, counted 0 or 1, attempt (JSON) or '', fields (JSON)) -> 1, 2 (had been done), 0 (stale)
 -- Back to its old place in the queue: a retry (counted) or a drain (not counted).
--- Keys: job, node_jobs, leases, result, class, heads, counts, outbox.
+-- Keys: job, node_jobs, leases, result, class, heads, counts, demands, outbox.
 register('giveback', function(_, argv)
   local id, token, job = argv[1], argv[2], K.job(argv[1])
   local h = redis.call('HMGET', job, 'token', 'returned', 'node')

@@ -17,12 +17,16 @@ local function expire(limit)
   return n
 end
 
--- Records expire by themselves; their line in the list of all jobs goes here, oldest first.
+-- Records expire by themselves; their line in the list of all jobs goes here, oldest first. Old jobs that live on are
+-- passed over: the next call looks behind them, until it has seen all.
+local passed = 0
 local function forget(limit)
-  local n = 0
-  for _, id in ipairs(redis.call('ZRANGE', K.jobs, 0, limit - 1)) do
+  local n, ids = 0, redis.call('ZRANGE', K.jobs, passed, passed + limit - 1)
+  if #ids == 0 and passed > 0 then passed, ids = 0, redis.call('ZRANGE', K.jobs, 0, limit - 1) end
+  for _, id in ipairs(ids) do
     if redis.call('EXISTS', K.job(id)) == 0 then n = n + redis.call('ZREM', K.jobs, id) end
   end
+  passed = #ids < limit and 0 or passed + #ids - n
   return n
 end
 

@@ -162,12 +162,14 @@ class Side:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sent:
-    """A canvas on its way: the ids that it was sent with, that of its last step, those of its chords' members."""
+    """A canvas on its way: the ids that it was sent with, that of its last step, those of its chords' members
+    and of the steps that it began with."""
 
     name: str
     ids: frozenset[str]
     last: str
     members: frozenset[str]
+    roots: frozenset[str]
 
 
 class Us:
@@ -268,15 +270,14 @@ def sides(server: RedisServer, workers: None) -> dict[int, Side]:
     us, monitor = Us(server.url(OURS)), Monitor(server)
     sent = apart(lambda: [_send(server, name, make) for name, make in {**CANVASES, **BETTER}.items()])
     clients = {db: redis.Redis.from_url(server.url(db)) for db in (OURS, STOCK)}
+    lists = [name for queue in ("cpu", "user") for name in keys.priority_lists(queue)]
     idle_since = time.monotonic()
     deadline = idle_since + 45
     before: object = None
-    while time.monotonic() - idle_since < 1.5:  # longer than the countdown of a canvas
+    while time.monotonic() - idle_since < 1.0:
         assert time.monotonic() < deadline, "the canvases do not come to an end"
         now = [len(p) for p in monitor.pushed.values()], [c.dbsize() for c in clients.values()]
-        waiting = any(
-            c.llen(key) for c in clients.values() for key in ("cpu", "user", *(f"cpu\6\x16{n}" for n in (3, 6, 9)))
-        )
+        waiting = any(c.exists(*lists, "unacked") for c in clients.values())
         if us.round() or waiting or now != before:
             before, idle_since = now, time.monotonic()
         else:
@@ -289,26 +290,28 @@ def sides(server: RedisServer, workers: None) -> dict[int, Side]:
 
 def _send(server: RedisServer, name: str, make: Callable[[Make], Any]) -> Sent:
     """Sends a canvas into the scratch database and copies what came of it into the others."""
-    scratch = redis.Redis.from_url(server.url(SCRATCH))
+    scratch: Any = redis.Redis.from_url(server.url(SCRATCH))
     scratch.flushdb()
     app = Celery("producer", broker=server.url(SCRATCH), backend=server.url(SCRATCH), set_as_current=False)
     last = make(Make(app)).apply_async(**({"queue": "cpu"} if name == "queue on the chain" else {})).id
-    ids, members = {last}, set()
-    for key in scratch.keys():
+    ids, members, roots = {last}, set(), set()
+    # A chord's size first: a member that ends before it is there never completes the chord.
+    for key in sorted(scratch.scan_iter(count=1000), key=lambda key: scratch.type(key) == b"list"):
         if key.startswith(b"_kombu"):
             continue
         ids |= set(_UUID.findall(key.decode()))
         for db in (OURS, STOCK):
             other = redis.Redis.from_url(server.url(db))
             if scratch.type(key) == b"list":
-                for raw in reversed(scratch.lrange(key, 0, -1)):
+                for raw in scratch.lrange(key, 0, -1):
                     message = _decoded(raw)
                     ids |= set(_UUID.findall(json.dumps(message)))
                     members |= {message["headers"]["id"]} if message["body"][2]["chord"] else set()
-                    other.lpush(key, raw)
+                    roots.add(message["headers"]["root_id"])
+                    other.rpush(key, raw)
             else:
                 other.restore(key, max(0, scratch.pttl(key)), scratch.dump(key))
-    return Sent(name=name, ids=frozenset(ids), last=last, members=frozenset(members))
+    return Sent(name=name, ids=frozenset(ids), last=last, members=frozenset(members), roots=frozenset(roots))
 
 
 def _decoded(raw: bytes) -> dict[str, Any]:
@@ -332,7 +335,7 @@ def _side(client: Any, pushed: list[tuple[str, bytes]], sent: list[Sent]) -> Sid
     side = Side(messages={s.name: [] for s in sent}, results={s.name: [] for s in sent})
     for canvas, key, message in messages:
         _forget_times(message)
-        _forget_last(message["headers"], members)
+        _forget_last(message["headers"], members, canvas.roots if len(canvas.roots) > 1 else frozenset())
         side.messages[canvas.name].append(_known_only([key, message], canvas.ids))
     for key in client.scan_iter("celery-task-meta-*", count=1000):
         result = json.loads(client.get(key))
@@ -354,10 +357,12 @@ def _forget_times(message: dict[str, Any]) -> None:
         headers[name] = headers[name] and "a time"
 
 
-def _forget_last(fields: dict[str, Any], members: set[str]) -> None:
-    """The parent of a chord's body is the member that happened to end last."""
+def _forget_last(fields: dict[str, Any], members: set[str], roots: frozenset[str] = frozenset()) -> None:
+    """The parent of a chord's body is the member that happened to end last, and its root that one's root."""
     if fields.get("parent_id") in members:
         fields["parent_id"] = "a member of the chord"
+    if fields.get("root_id") in roots:
+        fields["root_id"] = "a root of the canvas"
 
 
 def _known_only(value: object, known: frozenset[str]) -> str:

@@ -26,7 +26,7 @@ def outcome(job_id: str, previous: object, job: dict[str, Any]) -> dict[str, Any
 def play_us() -> None:
     """Registers the reference."""
 
-    @app.task(name="batchyard.run", bind=True)  # type: ignore[untyped-decorator]
+    @app.task(name="batchyard.run", bind=True)
     def run(self: Any, previous: object = None, *, job: dict[str, Any]) -> dict[str, Any]:
         return outcome(self.request.id, previous, job)
 
@@ -34,17 +34,17 @@ def play_us() -> None:
 def user_tasks() -> None:
     """Registers what a user of both has."""
 
-    @app.task(name="user.add")  # type: ignore[untyped-decorator]
+    @app.task(name="user.add")
     def add(previous: object = None, n: str = "?") -> dict[str, object]:
         if n.startswith("fail"):
             raise ValueError(f"user task {n}")
         return {"user": n, "got": previous}
 
-    @app.task(name="user.sum")  # type: ignore[untyped-decorator]
+    @app.task(name="user.sum")
     def sum_(results: object, n: str = "sum") -> dict[str, object]:
         return {"sum": results}
 
-    @app.task(name="user.err")  # type: ignore[untyped-decorator]
+    @app.task(name="user.err")
     def err(task_id: str, n: str = "err") -> list[str]:
         return ["errback of", task_id]
 

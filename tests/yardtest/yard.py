@@ -124,6 +124,7 @@ class TestYard:
         self._others: list[Child] = []
         self.store = Yard(self.url, self.ring)
         self.producer = Celery("producer", broker=self.url, backend=self.url, set_as_current=False)
+        self._mute = Celery("mute", broker=self.url, set_as_current=False)
 
     @property
     def redis(self) -> redis.Redis:
@@ -167,6 +168,7 @@ class TestYard:
             "store": self.blobs,
             "name": name,
             "state": self.state_of(name),
+            "queues": "cpu,other",  # and `tiny` is for nodes that a test starts
             "vcpus": 4,
             "memory_mib": 4096,
             "gpus": 0,
@@ -213,6 +215,7 @@ class TestYard:
         with suppress(redis.RedisError, OSError):
             self.redis.close()
             self.producer.close()
+            self._mute.close()
         self.redis_server.stop()
         for container in self.containers():
             subprocess.run(["docker", "rm", "-f", "-v", container], capture_output=True, check=False)
@@ -234,6 +237,11 @@ class TestYard:
         """Sends a job."""
         return self.signature(*command, queue=queue, **job).apply_async()
 
+    def send_quietly(self, script: str, *, queue: str = "cpu", **job: Any) -> str:
+        """Sends a job of a shell script; its id. Nothing of Celery's waits for the result, so Redis may go away."""
+        fields = self.signature("sh", "-c", script, **job).kwargs
+        return str(self._mute.send_task("batchyard.run", kwargs=dict(fields), queue=queue, ignore_result=False).id)
+
     def shell(self, script: str, **job: Any) -> AsyncResult:
         """Sends a job of a shell script."""
         return self.send("sh", "-c", script, **job)
@@ -247,6 +255,12 @@ class TestYard:
     def _ended(self, job_id: str) -> Record | None:
         record = self.peek(job_id)
         return record if record is not None and record.state.ended else None
+
+    def result(self, job_id: str) -> Any:
+        """What a producer that asks now gets: the result as JSON, of a job that has succeeded."""
+        told = json.loads(self.redis.get(keys.result(job_id)) or "{}")
+        assert told.get("status") == "SUCCESS", told
+        return told["result"]
 
     def peek(self, job_id: str) -> Record | None:
         """The record, or None while there is none or Redis is away."""

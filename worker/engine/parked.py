@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -35,6 +36,8 @@ class ParkedNetworks:
         self._lock = threading.Lock()
         self._idle: list[str] = []
         self._users: dict[str, str] = {}  # container -> the parked one that it joins
+        self._mark = uuid.uuid4().hex  # on what this process parks
+        self._left: set[str] = set()  # parked containers that could not be removed
         self._imported = self._closed = False
 
     def create(self, spec: ContainerSpec) -> str:
@@ -68,6 +71,7 @@ class ParkedNetworks:
     def remove(self, container_id: str, *, force: bool = True) -> None:
         self._engine.remove(container_id, force=force)
         with self._lock:
+            self._left.discard(container_id)
             park = self._users.pop(container_id, None)
         if park is not None:
             self._give(park)
@@ -75,8 +79,8 @@ class ParkedNetworks:
     def list(self, labels: Mapping[str, str]) -> Sequence[Listed]:
         found = self._engine.list(labels)
         with self._lock:
-            ours = {*self._idle, *self._users.values()}
-        return tuple(one for one in found if one.id not in ours)
+            left = set(self._left)
+        return tuple(one for one in found if one.labels.get("batchyard.parked") != self._mark or one.id in left)
 
     def close(self) -> None:
         with self._lock:
@@ -94,7 +98,7 @@ class ParkedNetworks:
         if not self._imported:
             self._engine.import_image(pause.TAG, pause.image(self._machine))
             self._imported = True
-        spec = ContainerSpec(image=pause.TAG, command=pause.COMMAND, labels={**self._labels, "batchyard.parked": "1"},
+        spec = ContainerSpec(image=pause.TAG, command=pause.COMMAND, labels={**self._labels, "batchyard.parked": self._mark},
                              vcpus=0.01, memory_mib=MEMORY_MIB, user="65534:65534", read_only_root=True,
                              cap_drop_all=True, pids_limit=8, init=False)  # fmt: skip
         park = self._engine.create(spec)
@@ -117,6 +121,8 @@ class ParkedNetworks:
             self._engine.remove(park)
         except BatchyardError as error:
             log.warning("a parked container stays for the sweep: %s", error)
+            with self._lock:
+                self._left.add(park)
 
     def _alive(self, park: str) -> bool:
         with suppress(NotFound, StartError):

@@ -1,0 +1,1 @@
+"""What `make bench` runs: `run.py`, with one module a group of rows."""

@@ -1,0 +1,88 @@
+"""Messages of a stock producer into records: how many a second, and how long a call holds Redis up."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from celery import Celery
+
+from batchyard.broker.config import Config, Environment, Queue
+from batchyard.broker.intake import Intake
+from batchyard.broker.seal import KeyRing
+from batchyard.broker.store import Yard
+from yardtest.redis import RedisServer, free_port
+
+from .redis_time import RedisTime
+from .row import Row
+
+RATE_GOAL, CALL_GOAL_MS = 1500, 20.0
+
+
+def rows(folder: Path, *, quick: bool) -> list[Row]:
+    count = 2000 if quick else 10000
+    server = RedisServer(free_port(), folder)
+    server.start()
+    try:
+        yard = Yard(server.url(), KeyRing.new())
+        yard.prepare()
+        config = Config(
+            queues={"cpu": Queue(environments=("here",))},
+            environments={"here": Environment(vcpus=64, memory_mib=65536)},
+        )
+        _send(server.url(), count)
+        intake, clock = Intake(yard), RedisTime(yard.redis)
+        began = time.perf_counter()
+        taken = 0
+        while taken < count:
+            taken += intake.run(config)
+        rate = taken / (time.perf_counter() - began)
+        slowest = max(clock.calls_ms("by_intake"))
+        assert yard.depth(["cpu"])["cpu"].index == count
+        return _rows(rate, slowest)
+    finally:
+        server.stop()
+
+
+def _rows(rate: float, slowest: float) -> list[Row]:
+    return [
+        Row(
+            row="intake of stock messages",
+            ours=round(rate),
+            unit="messages/s",
+            goal=f">= {RATE_GOAL}",
+            holds=rate >= RATE_GOAL,
+        ),
+        Row(
+            row="intake, slowest call",
+            ours=round(slowest, 2),
+            unit="ms of Redis",
+            goal=f"<= {CALL_GOAL_MS:g}",
+            holds=slowest <= CALL_GOAL_MS,
+        ),
+    ]
+
+
+def _send(url: str, count: int) -> None:
+    """As a producer that knows only Celery."""
+    app: Any = Celery("producer", broker=url, set_as_current=False)
+    job = {
+        "image": "busybox:1",
+        "command": ["sh", "-c", "wc -l < /in/part.csv > /work/lines"],
+        "environment": {"LANG": "C.UTF-8", "STAGE": "count"},
+        "inputs": {"/in/part.csv": "sha256:" + "0" * 64},
+        "outputs": {"lines": "/work/lines"},
+        "memory_mib": 64,
+    }
+    with app.producer_or_acquire() as producer:
+        for n in range(count):
+            app.send_task(
+                "batchyard.run",
+                kwargs={"job": {**job, "vcpus": 1 + n % 4}},
+                queue="cpu",
+                priority=n % 10,
+                producer=producer,
+                ignore_result=True,
+            )
+    app.close()
