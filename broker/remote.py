@@ -75,8 +75,8 @@ class RevokeEar:
                 self._listen()
             except (redis.RedisError, KombuError, OSError) as error:
                 log.warning("remote control waits for Redis: %s", error)
-            except Exception:  # anybody may send anything
-                log.exception("remote control goes on after an error")
+            except Exception:
+                log.exception("remote control listens again after an error")
             self._stop.wait(0.5)
 
     def _listen(self) -> None:
@@ -85,7 +85,14 @@ class RevokeEar:
             control: Any = self._app.control
             control.mailbox.node_cls = _QuietNode
             node = control.mailbox.Node(self.name, channel=connection.default_channel, handlers=handlers, state=None)
-            node.listen(callback=node.handle_message)
+
+            def heard(body: Any, message: Any) -> None:
+                try:
+                    node.handle_message(body, message)
+                except Exception:  # anybody may send anything, and nobody repeats what is missed meanwhile
+                    log.exception("remote control goes on after an error")
+
+            node.listen(callback=heard)
             while not self._stop.is_set():
                 try:
                     connection.drain_events(timeout=0.5)

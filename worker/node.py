@@ -241,7 +241,8 @@ class Node:
             except BrokerUnavailable as error:
                 log.warning("leases could not be renewed: %s", error)
                 self._without_redis()
-                self._beat.wait(0.5)
+                time.sleep(0.5)  # and no longer: the leases run out meanwhile
+                continue
             except Exception:
                 log.exception("leases could not be renewed")
             self._beat.wait(self.tools.config.lease_s / 3)

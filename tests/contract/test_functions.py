@@ -82,7 +82,8 @@ def one(yard: Yard, **more: Any) -> Claimed:
 
 
 def attempt(**more: Any) -> Attempt:
-    return Attempt(**{"node": "n1", "started": 1.0, "ended": 2.0, "exit_code": 1, "reason": "test"} | more)
+    fields: dict[str, Any] = {"node": "n1", "started": 1.0, "ended": 2.0, "exit_code": 1, "reason": "test"}
+    return Attempt(**fields | more)
 
 
 def settle(yard: Yard, job: Claimed, state: State = State.SUCCEEDED, effects: Any = (), **fields: str) -> bool:

@@ -169,7 +169,7 @@ def test_a_node_told_to_go_gives_its_jobs_back_and_uses_up_no_attempt(yard: Test
     assert yard.nodes[node].end() == 0
     record = yard.ended(job_id)
     assert (record.state, record.losses) == ("SUCCEEDED", 0)
-    assert [(a.counted, a.reason) for a in record.attempts][0] == (False, "the node drained")
+    assert (record.attempts[0].counted, record.attempts[0].reason) == (False, "the node drained")
     assert record.node != node
     assert counter.counts() == {job_id: 2}
     yard.start_node(node)

@@ -149,7 +149,8 @@ def test_a_chain_of_three_steps_hands_its_outputs_on(script: Script) -> None:
         step = lambda: job("cat /in/a /in/a >/work/o", inputs={"/in/a": {"from": "o"}}, outputs={"o": "/work/o"})
         r = chain(writes("ab"), step(), step()).apply_async()
         last = fate(r)
-        shown = fate(job("test $(cat /in/a) = abababab", inputs={"/in/a": last["outputs"]["o"]["digest"]}).apply_async())
+        digest = last["outputs"]["o"]["digest"]
+        shown = fate(job("test $(cat /in/a) = abababab", inputs={"/in/a": digest}).apply_async())
         out = [fate(r.parent.parent), last, shown]
         """
     )
@@ -219,7 +220,8 @@ def test_links_and_errbacks_are_sent(script: Script, stock_worker: Child, yard: 
     )
     assert linked["exit_code"] == 0
     until(lambda: yard.redis.llen("notes") >= 2, "two notes were written")
-    notes = sorted(n.decode() for n in yard.redis.lrange("notes", 0, -1))
+    kept: list[Any] = yard.redis.lrange("notes", 0, -1)
+    notes = sorted(note.decode() for note in kept)
     assert len(notes) == 2
     assert sum(good in note and "exit_code" in note for note in notes) == 1
     assert sum(note == f"('{bad}',)" for note in notes) == 1

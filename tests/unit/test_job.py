@@ -179,7 +179,8 @@ def test_an_index_takes_one_of_a_groups_results() -> None:
 
 def test_without_from_any_previous_result_will_do() -> None:
     job = parse(inputs={"/in/a": DIGEST})
-    for previous in (None, 42, [], {"a": 1}):
+    anything: tuple[object, ...] = (None, 42, [], {"a": 1})
+    for previous in anything:
         assert resolve(job, previous) is job
 
 

@@ -16,7 +16,9 @@ def ended(code: int, **more: Any) -> Exit:
     return Exit(**{"code": code, "oom": False, "started_at": 1.0, "finished_at": 2.0, **more})
 
 
-def fate(exit: Exit | None = None, error: BatchyardError | None = None, stop: Stop | None = None, **more: Any) -> Outcome:
+def fate(
+    exit: Exit | None = None, error: BatchyardError | None = None, stop: Stop | None = None, **more: Any
+) -> Outcome:
     return decide(**{"exit": exit, "error": error, "stop": stop, "why": "why", "attempt": 1, "attempts": 1, **more})
 
 

@@ -1,7 +1,7 @@
 """Lines that jobs write outside of the yard, counted without it: a named pipe that is read by the test.
 
-An input `file://…` is a read-only bind, and a pipe on a read-only file system can be written to: so a job of any profile
-needs no network to say that it ran. Each line up to 4 KiB arrives whole.
+An input `file://…` is a read-only bind, and a pipe on a read-only file system can be written to: so a job of any
+profile needs no network to say that it ran. Each line up to 4 KiB arrives whole.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ class LineCounter:
         self.pipe.chmod(0o666)
         self.inputs = {"/count": f"file://{folder}"}
         self._fd = os.open(self.pipe, os.O_RDWR)  # read and write: it never ends, and no writer waits for a reader
+        os.open(self.pipe, os.O_RDWR)  # open as long as this process: a late writer must not wait either
         self._at: list[tuple[float, str]] = []
         threading.Thread(target=self._read, name="line-counter", daemon=True).start()
 

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 
-def envelope(task_id: str, job: object, *, args: object = (), embed: object = None, **headers: object) -> dict[str, Any]:
+def envelope(
+    task_id: str, job: object, *, args: object = (), embed: object = None, **headers: object
+) -> dict[str, Any]:
     """A message as kombu puts it into a list, decoded."""
     body = json.dumps([list(args) if isinstance(args, tuple) else args, {"job": job}, embed])
     return {
@@ -71,12 +73,15 @@ def unreadable() -> Iterator[tuple[str, bytes]]:
         for odd in ODD:
             if not (name == "body" and odd == ""):
                 yield f"{name} {odd!r}", json.dumps({**good, name: odd}).encode()
-    for task_id in (None, 1, "", "a b", "a\nb", "a\0b", "x" * 256, "\ud800", [], {}):
-        yield f"id {str(task_id)[:9]!r}", json.dumps(envelope(task_id, {})).encode()  # type: ignore[arg-type]
+    task_ids: tuple[Any, ...] = (None, 1, "", "a b", "a\nb", "a\0b", "x" * 256, "\ud800", [], {})
+    for task_id in task_ids:
+        yield f"id {str(task_id)[:9]!r}", json.dumps(envelope(task_id, {})).encode()
     for body in ("!!!", base64.b64encode(b"\xff\xff").decode(), base64.b64encode(b"{}").decode()):
         yield f"body {body}", json.dumps({**good, "body": body}).encode()
-    for parts in ([], [1], [[], {}], [{}, [], {}], [[], {}, []], [[], {}, {}, {}], "abc", {"a": 1}):
-        yield f"body of {parts!r}", json.dumps({**good, "body": base64.b64encode(json.dumps(parts).encode()).decode()}).encode()
+    bodies: tuple[object, ...] = ([], [1], [[], {}], [{}, [], {}], [[], {}, []], [[], {}, {}, {}], "abc", {"a": 1})
+    for parts in bodies:
+        coded = base64.b64encode(json.dumps(parts).encode()).decode()
+        yield f"body of {parts!r}", json.dumps({**good, "body": coded}).encode()
 
 
 def askew(job: dict[str, Any]) -> Iterator[tuple[str, bytes]]:

@@ -100,7 +100,7 @@ class Child:
 
 
 class TestYard:
-    """One Redis, any number of controllers and nodes. `producer` is a stock Celery app; `store` looks at the records."""
+    """One Redis, a controller, any number of nodes. `producer` is a stock Celery app; `store` looks at the records."""
 
     __test__ = False  # no class of tests
 
@@ -233,7 +233,7 @@ class TestYard:
         }
         return self.producer.signature("batchyard.run", kwargs={"job": fields}, queue=queue)
 
-    def send(self, *command: str, queue: str = "cpu", **job: Any) -> AsyncResult:
+    def send(self, *command: str, queue: str = "cpu", **job: Any) -> AsyncResult[Any]:
         """Sends a job."""
         return self.signature(*command, queue=queue, **job).apply_async()
 
@@ -242,7 +242,7 @@ class TestYard:
         fields = self.signature("sh", "-c", script, **job).kwargs
         return str(self._mute.send_task("batchyard.run", kwargs=dict(fields), queue=queue, ignore_result=False).id)
 
-    def shell(self, script: str, **job: Any) -> AsyncResult:
+    def shell(self, script: str, **job: Any) -> AsyncResult[Any]:
         """Sends a job of a shell script."""
         return self.send("sh", "-c", script, **job)
 
@@ -269,7 +269,7 @@ class TestYard:
         except Exception:
             return None
 
-    def reason(self, result: AsyncResult, *, timeout_s: float = 60.0) -> str:
+    def reason(self, result: AsyncResult[Any], *, timeout_s: float = 60.0) -> str:
         """Why a job failed; it must fail, and its producer must be told the same."""
         try:
             value = result.get(timeout=timeout_s)
@@ -314,7 +314,8 @@ class TestYard:
             left[f"{name}: jobs"] = self.redis.smembers(keys.node_jobs(name))
             jobs = self.state_of(name) / "jobs"
             left[f"{name}: files"] = sorted(p.name for p in jobs.iterdir()) if jobs.exists() else []
-            about = {k.decode(): v.decode() for k, v in self.redis.hgetall(keys.node(name)).items()}
+            fields: dict[Any, Any] = self.redis.hgetall(keys.node(name))
+            about = {k.decode(): v.decode() for k, v in fields.items()}
             if self.nodes[name].alive:
                 capacity = {
                     what: (about.get(what), about.get(f"free_{what}")) for what in ("vcpus", "memory_mib", "gpus")
@@ -323,7 +324,7 @@ class TestYard:
         return {what: found for what, found in left.items() if found}
 
     def nothing_left(self, *, timeout_s: float = 20.0) -> None:
-        """No container, file, lease, queue entry or reservation is left, once the nodes' next heartbeats are through."""
+        """No container, file, lease, queue entry or reservation is left, once the nodes have beaten again."""
         deadline = time.monotonic() + timeout_s
         while left := self.leftovers():
             assert time.monotonic() < deadline, f"left behind: {left}"

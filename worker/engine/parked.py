@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from batchyard.broker.errors import BatchyardError, NotFound, StartError
+from batchyard.broker.errors import BatchyardError, ImageError, NotFound, StartError
 
 from . import pause
 from .logs import LogSource
@@ -98,10 +98,15 @@ class ParkedNetworks:
         if not self._imported:
             self._engine.import_image(pause.TAG, pause.image(self._machine))
             self._imported = True
-        spec = ContainerSpec(image=pause.TAG, command=pause.COMMAND, labels={**self._labels, "batchyard.parked": self._mark},
+        labels = {**self._labels, "batchyard.parked": self._mark}
+        spec = ContainerSpec(image=pause.TAG, command=pause.COMMAND, labels=labels,
                              vcpus=0.01, memory_mib=MEMORY_MIB, user="65534:65534", read_only_root=True,
                              cap_drop_all=True, pids_limit=8, init=False)  # fmt: skip
-        park = self._engine.create(spec)
+        try:
+            park = self._engine.create(spec)
+        except ImageError:  # somebody has removed it since
+            self._engine.import_image(pause.TAG, pause.image(self._machine))
+            park = self._engine.create(spec)
         try:
             self._engine.start(park)
         except BaseException:

@@ -1,0 +1,72 @@
+"""An end comes whatever the producer wrote, and the controller hears whatever was sent before."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from batchyard.broker import keys
+from batchyard.broker.ending import Outbox
+from batchyard.broker.followups import Followups
+from batchyard.broker.message import Document, Message
+from batchyard.broker.remote import RevokeEar, celery_app
+from batchyard.broker.seal import KeyRing
+from batchyard.broker.store import Incoming, Yard
+from yardtest.wait import until
+
+RING = KeyRing.new()
+UNTELLABLE = {"id": "j", "task": "batchyard.run", "get": 1, "update": 2, "children": 3, "execution_options": 4}
+
+pytestmark = pytest.mark.system
+
+
+@pytest.fixture
+def yard(fresh_redis_url: str) -> Yard:
+    made = Yard(fresh_redis_url, RING)
+    made.prepare()
+    return made
+
+
+@pytest.fixture
+def ear(yard: Yard) -> Iterator[RevokeEar]:
+    made = RevokeEar(Yard(yard.url, RING))
+    thread = threading.Thread(target=made.run, daemon=True)
+    thread.start()
+    yield made
+    made.stop()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_a_job_whose_end_cannot_be_told_ends(yard: Yard) -> None:
+    sent = Message(headers=UNTELLABLE, properties={}, body="[[], {}, {}]")
+    document = RING.seal(Document(message=sent, job=None).dumps(), b"j")
+    one = Incoming(list_key="cpu", raw=b"m", kind="end", id="j", queue="cpu", reason="refused", document=document)
+    yard.redis.lpush("cpu", one.raw)
+    assert yard.intake([one]) == 1
+    outbox = Outbox(yard, Followups(yard.url, result_expires_s=100), retention_s=1000)
+    assert outbox.run() == 1
+    record = yard.record("j")
+    assert record.state == "FAILED"
+    assert record.reason.startswith("refused; what follows the job cannot be told")
+    assert yard.redis.hlen(keys.OUTBOX) == 0
+
+
+def test_a_broadcast_that_is_no_command_does_not_make_the_controller_deaf(yard: Yard, ear: RevokeEar) -> None:
+    app = celery_app(yard.url)
+
+    def answer(job_id: str) -> list[dict[str, Any]]:
+        return app.control.revoke(job_id, reply=True, timeout=0.5) or []
+
+    until(lambda: answer("before"), "the controller listens")
+    with app.connection_for_write() as connection:
+        channel: Any = connection.default_channel
+        for body in ("W10=", "eyJtZXRob2QiOiB7fX0=", "e30="):  # [], {"method": {}}, {}
+            properties = {"body_encoding": "base64", "delivery_tag": "x", "delivery_info": {}}
+            about = {"content-type": "application/json", "content-encoding": "utf-8", "headers": {}}
+            channel._put_fanout("celery.pidbox", {"body": body, **about, "properties": properties}, "")
+    (reply,) = until(lambda: answer("after"), "the controller hears the next revoke")
+    assert reply[ear.name]["ok"] == {"after": "stored"}
