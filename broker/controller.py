@@ -65,6 +65,7 @@ class Ear:
 
     def __init__(self, yard: Yard, queues: list[str]) -> None:
         database = yard.redis.connection_pool.connection_kwargs.get("db", 0)
+        yard.announce_lists()
         self._pubsub = yard.pubsub()
         self._pubsub.subscribe(keys.DUTY)
         lists = [pattern for q in queues for pattern in (q, f"{q}{keys.PRIORITY_SEPARATOR}*")]

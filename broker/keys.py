@@ -81,7 +81,7 @@ def lua_table() -> str:
         "  class = function(q, c) return 'by:q:' .. q .. ':c:' .. c end,  -- zset: score -> id",
         "  heads = function(q) return 'by:q:' .. q .. ':heads' end,       -- zset: score of its first job -> class",
         "  counts = function(q) return 'by:q:' .. q .. ':n' end,          -- hash: class -> jobs waiting",
-        "  demands = function(q) return 'by:q:' .. q .. ':d' end,         -- hash: id -> exact demand, of coarse classes",
+        "  demands = function(q) return 'by:q:' .. q .. ':d' end,         -- hash: id -> demand, in coarse classes",
         "  delayed = function(q) return 'by:q:' .. q .. ':delayed' end,   -- zset: eta ms -> id",
         "  list = function(q, n) if n == 0 then return q end return q .. '\\6\\22' .. n end,",
     ]

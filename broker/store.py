@@ -121,6 +121,15 @@ class Yard:
                     f"Redis evicts keys (maxmemory-policy {policy}), so jobs would vanish; "
                     "set maxmemory-policy noeviction"
                 )
+        except redis.ResponseError:
+            pass  # CONFIG is not for us on this server
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            raise BrokerUnavailable(f"Redis does not answer: {error}") from error
+        self.announce_lists()
+
+    def announce_lists(self) -> None:
+        """Makes Redis tell of every push; it forgets that when it is started again. Raises BrokerUnavailable."""
+        try:
             events = self.redis.config_get("notify-keyspace-events").get("notify-keyspace-events") or ""
             if "K" not in events or not {"l", "A"} & set(events):
                 self.redis.config_set("notify-keyspace-events", "".join({*events, "K", "l"}))

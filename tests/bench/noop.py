@@ -31,7 +31,8 @@ def rows(folder: Path, *, quick: bool) -> list[Row]:
         yard.start_node("bench", vcpus=AT_ONCE)
         _start_peer(yard)
         ours, peer = _Sender(yard, yard.signature("true", vcpus=1).apply_async), _Sender(yard, _peer(yard))
-        ours.rate(8), peer.rate(8)
+        ours.rate(8)
+        peer.rate(8)
         pairs = [(ours.rate(count), peer.rate(count)) for _ in range(ROUNDS)]
     return [_row([o for o, _ in pairs], [p for _, p in pairs])]
 

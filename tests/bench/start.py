@@ -29,7 +29,8 @@ def rows(folder: Path, *, quick: bool) -> list[Row]:
     engine = docker.APIClient(version="auto")
     with running_yard(folder / "yard", IMAGE, nodes=0) as yard:
         yard.start_node("bench")
-        _ours_ms(yard), _bare_ms(engine)
+        _ours_ms(yard)
+        _bare_ms(engine)
         pairs = [(_ours_ms(yard), _bare_ms(engine)) for _ in range(8 if quick else PAIRS)]
     ours, bare = (statistics.median(side) for side in zip(*pairs, strict=True))
     return [

@@ -137,7 +137,7 @@ CANVASES = (
 )
 VICTIMS: tuple[Victim, ...] = ("caller", "redis")
 WHENS: tuple[When, ...] = ("before", "sent", "after")
-CELLS = [(call, when, victim) for call in STEPS for when in WHENS for victim in VICTIMS]
+CELLS: list[tuple[str, When, Victim]] = [(call, when, victim) for call in STEPS for when in WHENS for victim in VICTIMS]
 
 
 @pytest.mark.parametrize("seed", [pytest.param(n, marks=[] if n in SHORT else [pytest.mark.full]) for n in FULL])

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from batchyard.broker import keys
+from batchyard.broker.controller import Ear
 from batchyard.broker.ending import Outbox
 from batchyard.broker.followups import Followups
 from batchyard.broker.message import Document, Message
 from batchyard.broker.remote import RevokeEar, celery_app
 from batchyard.broker.seal import KeyRing
 from batchyard.broker.store import Incoming, Yard
+from yardtest.redis import RedisServer
 from yardtest.wait import until
 
 RING = KeyRing.new()
@@ -28,6 +31,20 @@ def yard(fresh_redis_url: str) -> Yard:
     made = Yard(fresh_redis_url, RING)
     made.prepare()
     return made
+
+
+def test_pushes_are_heard_also_after_a_restart_of_redis(own_redis: RedisServer) -> None:
+    made = Yard(own_redis.url(), RING)
+    made.prepare()
+    own_redis.kill9()
+    own_redis.start()
+    ear = Ear(made, ["cpu"])
+    until(lambda: made.redis.pubsub_numpat() == 2, "it listens")
+    made.redis.lpush("cpu", "x")
+    began = time.monotonic()
+    ear.wait(30)
+    assert time.monotonic() - began < 10
+    ear.close()
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ SECRET = "pl4nted-s3cret-Zq7Xw0"
 INPUT = "pl4nted-1nput-Kv9Lm2"
 OUTPUT = "pl4nted-0utput-Tb5Rs8"
 PLAIN = "pl4nted-environment-Hy3Dn6"
+DECOY = "d3coy-value-Wn8Gk2"
 PRINTED = "pl4nted-line-Jc1Pf4"
 
 
@@ -128,13 +129,13 @@ def ran(yard: TestYard, events: list[dict[str, Any]], tmp_path_factory: pytest.T
 def test_the_search_finds_what_is_there(yard: TestYard, tmp_path: Path) -> None:
     """Else every other test here would pass on nothing."""
     for around in ("", "a", "ab", "abc"):
-        text = f"{around}{SECRET}{around}"
+        text = f"{around}{DECOY}{around}"
         (tmp_path / "clear").write_text(text)
         (tmp_path / "coded").write_bytes(base64.b64encode(text.encode()))
-        assert sorted(holding(tmp_path, SECRET)) == ["clear", "coded"]
+        assert sorted(holding(tmp_path, DECOY)) == ["clear", "coded"]
         for value in (text, base64.b64encode(text.encode())):
             yard.redis.hset("planted", "field", value)
-            assert in_redis(yard, SECRET) == [b"planted"]
+            assert in_redis(yard, DECOY) == [b"planted"]
             yard.redis.delete("planted")
 
 
@@ -157,9 +158,7 @@ def test_a_secret_is_not_in_redis_files_and_a_rewrite_forgets_what_producers_sen
     assert holding(files, PLAIN) != []
     yard.redis.config_set("aof-use-rdb-preamble", "no")  # plain commands, so that nothing hides in compression
     yard.redis.bgrewriteaof()
-    until(lambda: not yard.redis.info("persistence")["aof_rewrite_in_progress"], "the rewrite is done", timeout_s=30)
-    until(lambda: not yard.redis.info("persistence")["aof_rewrite_scheduled"], "no rewrite waits")
-    assert holding(files, PLAIN) == []
+    until(lambda: not holding(files, PLAIN), "the file is rewritten and the old one is gone", timeout_s=30)
     assert holding(files, SECRET) == []
 
 

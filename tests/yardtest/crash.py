@@ -182,6 +182,11 @@ def step(place: Place) -> Callable[[Running], int]:
     return run
 
 
+def _pause(running: Running) -> int:
+    running.sleep(3600)
+    return 0
+
+
 def _node(name: str, place: Place) -> None:
     state = place.state(name)
     logs = state / "engine"
@@ -190,6 +195,7 @@ def _node(name: str, place: Place) -> None:
     def engine() -> FakeEngine:
         made = FakeEngine(logs, images=[IMAGE])
         made.program("step", step(place))
+        made.program("/pause", _pause)  # holds a parked namespace
         return made
 
     options = NodeOptions(

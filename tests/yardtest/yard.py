@@ -293,6 +293,11 @@ class TestYard:
         assert record is not None
         return record
 
+    def lease_left_s(self, job_id: str) -> float:
+        """How long its lease still runs; below 0 when it has none."""
+        deadline_ms = self.redis.zscore(keys.LEASES, job_id) or 0
+        return deadline_ms / 1000 - self.store.now_s()
+
     # -- what is left
     def containers(self, *, jobs_only: bool = False) -> list[str]:
         """Ids of this yard's containers, running or not; a living node parks some without a job."""
