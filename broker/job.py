@@ -179,7 +179,9 @@ def _first(error: ValidationError) -> InvalidJob:
         rule = f"no such field; the fields are {', '.join(Job.model_fields)}"
     elif first["type"] == "missing":
         value, rule = None, "is required"
-    within = first["loc"][:1] == ("environment",) and first["loc"][-1] != "[key]"
+    within = first["loc"][:1] in {("environment",), ("secrets",)} and first["loc"][-1] != "[key]"
+    if within and first["loc"][0] == "secrets":
+        rule = "must be the name of a secret (letters, digits, '.', '-', '_'), never its value"
     if within or not first["loc"] or first["type"] == "extra_forbidden":
         value = "…"  # it may be or hold a password, and reasons are shown to everybody
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""

@@ -103,7 +103,8 @@ end
 -- Takes a leased job back to its old place in the index; one that was cancelled meanwhile ends instead.
 local function restore(id, node)
   local job = K.job(id)
-  local h = redis.call('HMGET', job, 'queue', 'cancel', 'expires')
+  local h = redis.call('HMGET', job, 'queue', 'cancel', 'expires', 'revoked')
+  h[2] = h[2] or h[4]
   redis.call('HDEL', job, 'token', 'node', 'started')
   redis.call('DEL', K.result(id))            -- else AsyncResult.state stays STARTED
   if h[3] and not h[2] then redis.call('ZADD', K.expiring, h[3], id) end     -- it waits again

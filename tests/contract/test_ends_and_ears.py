@@ -16,7 +16,7 @@ from batchyard.broker.followups import Followups
 from batchyard.broker.message import Document, Message
 from batchyard.broker.remote import RevokeEar, celery_app
 from batchyard.broker.seal import KeyRing
-from batchyard.broker.store import Incoming, Yard
+from batchyard.broker.store import Free, Incoming, Yard
 from yardtest.redis import RedisServer
 from yardtest.wait import until
 
@@ -87,3 +87,18 @@ def test_a_broadcast_that_is_no_command_does_not_make_the_controller_deaf(yard: 
             channel._put_fanout("celery.pidbox", {"body": body, **about, "properties": properties}, "")
     (reply,) = until(lambda: answer("after"), "the controller hears the next revoke")
     assert reply[ear.name]["ok"] == {"after": "stored"}
+
+
+def test_a_running_job_that_was_revoked_goes_on_but_not_again(yard: Yard) -> None:
+    document = RING.seal(Document(message=Message(headers={"id": "j"}, properties={}, body=""), job={}).dumps(), b"j")
+    one = Incoming(list_key="cpu", raw=b"m", kind="job", id="j", queue="cpu", vcpus=1, memory_mib=8, document=document)
+    yard.redis.lpush("cpu", one.raw)
+    assert yard.intake([one]) == 1
+    room = Free(vcpus=1, memory_mib=8, gpus=0, disk_gib=1)
+    _, (job,) = yard.claim("n1", "c1", room, ["cpu"], lease_s=60)
+    assert yard.start(job, started_s=1.0, celery="", expires_s=60)
+    assert yard.cancel("j", "revoked", terminate=False) == "running"
+    assert yard.renew("n1", {}, {"j": job.token}, lease_s=60) == []
+    assert yard.give_back(job, None)
+    assert yard.claim("n1", "c2", room, ["cpu"], lease_s=60)[1] == []
+    assert [entry["reason"] for entry in yard.outbox()[1].values()] == ["revoked"]
