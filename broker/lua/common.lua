@@ -3,6 +3,7 @@
 
 local PRIORITY = 2 ^ 40          -- score = priority * 2^40 + order of arrival, exact in a double
 local EXACT_CLASSES, CLASSES = 192, 256
+local MOST_LOSSES = 10           -- a job that kills its nodes must not go round for ever
 local GRID = {4, 4, 4, 4}        -- ratio of the coarse classes in each dimension
 
 local function now()
@@ -100,15 +101,22 @@ local function add_attempt(id, attempt)
   redis.call('HSET', K.job(id), 'attempts', old and (old .. '\n' .. attempt) or attempt)
 end
 
--- Takes a leased job back to its old place in the index; one that was cancelled meanwhile ends instead.
-local function restore(id, node)
+-- Takes a leased job back to its old place in the index; one that was cancelled meanwhile, or that has lost its node
+-- too often, ends instead.
+local function restore(id, node, fatal)
   local job = K.job(id)
   local h = redis.call('HMGET', job, 'queue', 'cancel', 'expires', 'revoked')
-  h[2] = h[2] or h[4]
+  local revoked = h[2] or h[4]
   redis.call('HDEL', job, 'token', 'node', 'started')
   redis.call('DEL', K.result(id))            -- else AsyncResult.state stays STARTED
-  if h[3] and not h[2] then redis.call('ZADD', K.expiring, h[3], id) end     -- it waits again
-  if h[2] then decide_end(id, 'REVOKED', h[2]) else make_ready(h[1], id) end
+  if revoked then
+    decide_end(id, 'REVOKED', revoked)
+  elseif fatal then
+    decide_end(id, 'FAILURE', fatal)
+  else
+    if h[3] then redis.call('ZADD', K.expiring, h[3], id) end                -- it waits again
+    make_ready(h[1], id)
+  end
   unlease(id, node)
 end
 
@@ -135,10 +143,11 @@ local function reap(lease, limit)
   for _, id in ipairs(ids) do
     local h = redis.call('HMGET', K.job(id), 'node', 'token', 'started')
     if h[2] then
-      redis.call('HINCRBY', K.job(id), 'losses', 1)
+      local losses = redis.call('HINCRBY', K.job(id), 'losses', 1)
       add_attempt(id, cjson.encode({node = h[1], started = h[3] and tonumber(h[3]) or cjson.null, ended = t,
         exit_code = cjson.null, counted = false, reason = 'Host ' .. h[1] .. ' lost: its lease lapsed.'}))
-      restore(id, h[1])
+      restore(id, h[1], losses >= MOST_LOSSES and
+        'its node was lost ' .. losses .. ' times while it ran, so it is not tried again; does it bring nodes down?')
     else
       redis.call('ZREM', K.leases, id)
     end

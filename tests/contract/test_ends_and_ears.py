@@ -89,16 +89,35 @@ def test_a_broadcast_that_is_no_command_does_not_make_the_controller_deaf(yard: 
     assert reply[ear.name]["ok"] == {"after": "stored"}
 
 
-def test_a_running_job_that_was_revoked_goes_on_but_not_again(yard: Yard) -> None:
+ROOM = Free(vcpus=1, memory_mib=8, gpus=0, disk_gib=1)
+
+
+def _submit(yard: Yard) -> None:
     document = RING.seal(Document(message=Message(headers={"id": "j"}, properties={}, body=""), job={}).dumps(), b"j")
     one = Incoming(list_key="cpu", raw=b"m", kind="job", id="j", queue="cpu", vcpus=1, memory_mib=8, document=document)
     yard.redis.lpush("cpu", one.raw)
     assert yard.intake([one]) == 1
-    room = Free(vcpus=1, memory_mib=8, gpus=0, disk_gib=1)
-    _, (job,) = yard.claim("n1", "c1", room, ["cpu"], lease_s=60)
+
+
+def test_a_job_that_loses_its_node_each_time_ends_with_that_reason(yard: Yard) -> None:
+    _submit(yard)
+    yard.tick(["cpu"], lease_s=60)
+    for n in range(10):
+        assert len(yard.claim("n1", f"c{n}", ROOM, ["cpu"], lease_s=60)[1]) == 1
+        yard.redis.zadd(keys.LEASES, {"j": 1})
+        assert yard.tick(["cpu"], lease_s=60)[0] == 1
+    assert yard.claim("n1", "last", ROOM, ["cpu"], lease_s=60)[1] == []
+    (entry,) = yard.outbox()[1].values()
+    assert "lost 10 times" in entry["reason"]
+    assert yard.record("j").losses == 10
+
+
+def test_a_running_job_that_was_revoked_goes_on_but_not_again(yard: Yard) -> None:
+    _submit(yard)
+    _, (job,) = yard.claim("n1", "c1", ROOM, ["cpu"], lease_s=60)
     assert yard.start(job, started_s=1.0, celery="", expires_s=60)
     assert yard.cancel("j", "revoked", terminate=False) == "running"
     assert yard.renew("n1", {}, {"j": job.token}, lease_s=60) == []
     assert yard.give_back(job, None)
-    assert yard.claim("n1", "c2", room, ["cpu"], lease_s=60)[1] == []
+    assert yard.claim("n1", "c2", ROOM, ["cpu"], lease_s=60)[1] == []
     assert [entry["reason"] for entry in yard.outbox()[1].values()] == ["revoked"]

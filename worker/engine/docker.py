@@ -310,6 +310,7 @@ def body(spec: ContainerSpec, *, cpus: int, init: bool) -> dict[str, Any]:
         "Entrypoint": spec.entrypoint,
         "User": spec.user,
         "WorkingDir": spec.working_dir,
+        "StopSignal": spec.stop_signal,
     }
     return config | {name: list(v) if isinstance(v, tuple) else v for name, v in optional.items() if v is not None}
 

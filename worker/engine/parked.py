@@ -99,9 +99,19 @@ class ParkedNetworks:
             self._engine.import_image(pause.TAG, pause.image(self._machine))
             self._imported = True
         labels = {**self._labels, "batchyard.parked": self._mark}
-        spec = ContainerSpec(image=pause.TAG, command=pause.COMMAND, labels=labels,
-                             vcpus=0.01, memory_mib=MEMORY_MIB, user="65534:65534", read_only_root=True,
-                             cap_drop_all=True, pids_limit=8, init=False)  # fmt: skip
+        spec = ContainerSpec(
+            image=pause.TAG,
+            command=pause.COMMAND,
+            labels=labels,
+            vcpus=0.01,
+            memory_mib=MEMORY_MIB,
+            user="65534:65534",
+            read_only_root=True,
+            cap_drop_all=True,
+            pids_limit=8,
+            init=False,
+            stop_signal="SIGKILL",  # it handles none: an engine that is told to go would wait for it
+        )
         try:
             park = self._engine.create(spec)
         except ImageError:  # somebody has removed it since

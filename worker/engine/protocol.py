@@ -62,6 +62,7 @@ class ContainerSpec:
     gpus: tuple[str, ...] = ()
     init: bool = True
     name: str | None = None
+    stop_signal: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
