@@ -107,10 +107,15 @@ def test_a_yard_comes_up_runs_jobs_and_stops(up: Up, image: str) -> None:
     assert result["exit_code"] == 0
     with Client.connect(up.state) as client:
         assert [line.split(" ", 2)[2] for line in client.logs(sent.id) if " stdout " in line] == ["hello"]
-    with urllib.request.urlopen(f"{ends.flower_url}/api/tasks", timeout=10) as answer:
-        shown = json.load(answer)[sent.id]
-    assert "image=" + image in shown["kwargs"]
-    assert "exit_code=0" in shown["result"]
+
+    def shown() -> dict[str, Any]:
+        with urllib.request.urlopen(f"{ends.flower_url}/api/tasks", timeout=10) as answer:
+            task: dict[str, Any] = json.load(answer)[sent.id]
+        return task
+
+    until(lambda: shown()["result"], "Flower has heard of the end")  # an event, behind the result
+    assert "image=" + image in shown()["kwargs"]
+    assert "exit_code=0" in shown()["result"]
 
     assert up.stop() == 0
     assert gone(pids)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from batchyard.broker.errors import EngineUnavailable, NotFound
+from batchyard.broker.errors import EngineUnavailable, NotFound, StartError
 from batchyard.worker.engine import ContainerSpec, InitMissing, launch
 from batchyard.worker.engine.docker import LOG_CONFIG, body
 from batchyard.worker.engine.fake import FakeEngine, Running
+from batchyard.worker.engine.parked import ParkedNetworks
 
 SPEC = ContainerSpec(image="a:1", vcpus=1, memory_mib=64, command=("sleep", "60"), labels={"l": "1"})
 
@@ -105,3 +106,39 @@ def test_docker_is_never_asked_for_more_cpus_than_it_has_nor_to_rotate_or_remove
     assert host["LogConfig"] == LOG_CONFIG
     assert not host["AutoRemove"]
     assert "Cmd" not in asked
+
+
+class Parkable(FakeEngine):
+    """Starts no container whose network is gone, as Docker does."""
+
+    def start(self, container_id: str) -> None:
+        park = self.spec(container_id).network.removeprefix("container:")
+        if park != "none" and self.inspect_exit(park) is not None:
+            raise StartError("cannot join network of a non running container")
+        super().start(container_id)
+
+
+def test_networks_that_ended_while_in_use_serve_nobody_again(tmp_path: Path) -> None:
+    engine = Parkable(tmp_path, images=["a:1"])
+
+    def pause(run: Running) -> int:
+        run.sleep(60)
+        return 0
+
+    engine.program("/pause", pause)
+    parked = ParkedNetworks(engine, machine="x86_64", labels={"l": "1"})
+    before = [launch(parked, SPEC, say=print) for _ in range(3)]
+    for one in engine.list({"l": "1"}):  # a restart of the engine
+        engine.kill(one.id)
+        engine.wait(one.id)
+    said: list[str] = []
+    parked.remove(before[0])
+    first = launch(parked, SPEC, say=said.append)
+    for ended in before[1:]:
+        parked.remove(ended)
+    second = launch(parked, SPEC, say=said.append)
+    assert len(said) == 1
+    for container in (first, second):
+        parked.remove(container)
+    parked.close()
+    assert engine.list({"l": "1"}) == ()

@@ -37,6 +37,7 @@ class ParkedNetworks:
         self._idle: list[str] = []
         self._users: dict[str, str] = {}  # container -> the parked one that it joins
         self._mark = uuid.uuid4().hex  # on what this process parks
+        self._ended: set[str] = set()  # in use when one was found gone: not for another container
         self._left: set[str] = set()  # parked containers that could not be removed
         self._imported = self._closed = False
 
@@ -46,8 +47,11 @@ class ParkedNetworks:
         park = self._take()
         try:
             container = self._engine.create(replace(spec, network=f"container:{park}"))
-        except BaseException:
+        except BaseException as error:
             self._give(park)
+            if isinstance(error, StartError | NotFound) and not self._alive(park):
+                self._renounce()
+                raise CreateAgain(f"the network that it was to join is gone ({error})") from None
             raise
         with self._lock:
             self._users[container] = park
@@ -61,11 +65,7 @@ class ParkedNetworks:
             park = self._users.get(container_id)
             if park is None or self._alive(park):
                 raise
-            with self._lock:
-                del self._users[container_id]
-                idle, self._idle = self._idle, []  # what ended one has ended all
-            for dead in (park, *idle):
-                self._drop(dead)
+            self._renounce()
             raise CreateAgain(f"the network that it was to join is gone ({error})") from None
 
     def remove(self, container_id: str, *, force: bool = True) -> None:
@@ -124,9 +124,19 @@ class ParkedNetworks:
             raise
         return park
 
+    def _renounce(self) -> None:
+        """One was found gone. What ended it has ended all that there are: none of them is for another container."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+            self._ended |= set(self._users.values())
+        for park in idle:
+            self._drop(park)
+
     def _give(self, park: str) -> None:
         with self._lock:
-            if len(self._idle) < self._most and not self._closed:
+            kept = len(self._idle) < self._most and not self._closed and park not in self._ended
+            self._ended.discard(park)
+            if kept:
                 self._idle.append(park)
                 return
         self._drop(park)
