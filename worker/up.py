@@ -82,6 +82,9 @@ class Settings:
     help="Folder from which file:// inputs may come. May be repeated.",
 )
 @click.option("--grace-s", type=click.FloatRange(min=0), help="What running jobs get at the end.  [default: 10]")
+@click.option(
+    "--stop-grace-s", type=click.FloatRange(min=0), help="A cancelled job, SIGTERM to SIGKILL.  [default: 30]"
+)
 def up(
     config_file: Path | None,
     state: Path | None,
@@ -95,6 +98,7 @@ def up(
     secrets: Path | None,
     allowed_roots: Sequence[Path],
     grace_s: float | None,
+    stop_grace_s: float | None,
 ) -> int:
     """Run a whole yard on this machine: Redis, controller, one node, Flower; on loopback, until Ctrl-C.
 
@@ -103,7 +107,8 @@ def up(
     """  # fmt: skip
     state = (state or default_state()).expanduser().absolute()
     node = [*(["--secrets", str(secrets.absolute())] if secrets else []),
-            *(["--grace-s", str(grace_s)] if grace_s is not None else [])]  # fmt: skip
+            *(["--grace-s", str(grace_s)] if grace_s is not None else []),
+            *(["--stop-grace-s", str(stop_grace_s)] if stop_grace_s is not None else [])]  # fmt: skip
     for root in allowed_roots:
         node += ["--allow-root", str(root.absolute())]
     _make(state)

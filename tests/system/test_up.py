@@ -8,8 +8,10 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -216,16 +218,31 @@ def _submitted(client: Client, wanted: dict[str, Any]) -> str:
 
 
 def test_terminate_in_flower_stops_a_running_job(up: Up, image: str) -> None:
-    ends = up.start()
+    ends, loop = up.start("--stop-grace-s", "4"), "while :; do sleep 0.1; done"
+    scripts = {
+        "plain": "sleep 1000 # flower-plain",
+        "polite": f"trap 'echo told; exit 0' TERM; {loop} # flower-polite",
+        "deaf": f"trap '' TERM; {loop} # flower-deaf",
+    }
     with Client.connect(up.state) as client:
-        job_id = client.submit(job(image, "sh", "-c", "sleep 1000 # flower-stops"))
-        until(lambda: containers("flower-stops", all_of_them=False), "the job runs", timeout_s=30)
-        asked = urllib.request.Request(f"{ends.flower_url}/api/task/revoke/{job_id}?terminate=true", method="POST")
-        with urllib.request.urlopen(asked, timeout=10):
-            pass
-        until(lambda: not containers("flower-stops", all_of_them=False), "its container is gone", timeout_s=3)
-        (record,) = client.wait([job_id], timeout_s=10)
-        assert client.cancelled(record)
+        ids = {name: client.submit(job(image, "sh", "-c", script)) for name, script in scripts.items()}
+        for job_id in ids.values():
+            until(lambda: client.status(job_id).state == State.RUNNING, "the job runs", timeout_s=30)  # noqa: B023
+        asked = time.time()
+        for job_id in ids.values():
+            request = urllib.request.Request(
+                f"{ends.flower_url}/api/task/revoke/{job_id}?terminate=true", method="POST"
+            )
+            with urllib.request.urlopen(request, timeout=10):
+                pass
+        until(lambda: not containers("flower-plain", all_of_them=False), "a job without a handler is gone", timeout_s=3)
+        (deaf,) = containers("flower-deaf", all_of_them=False)
+        until(lambda: deaf not in containers("flower-deaf"), "one that ignores it is gone", timeout_s=15)
+        assert time.time() - asked >= 4
+        records = client.wait(list(ids.values()), timeout_s=10)
+        assert all(client.cancelled(record) for record in records)
+        (told,) = [line for line in client.logs(ids["polite"]) if line.endswith("stdout told")]
+        assert datetime.fromisoformat(told.split()[0][:26] + "+00:00").timestamp() - asked < 2
 
 
 def test_what_cannot_start_says_why_and_leaves_nothing(up: Up, tmp_path: Path) -> None:
