@@ -208,7 +208,11 @@ class Execution:
 
     def _stage(self, capture: LogCapture) -> list[Bind]:
         image = self._job.image
-        self._tools.puller.ensure(image, pulling=lambda: capture.platform(f"pulling image {image}"))
+        self._tools.puller.ensure(
+            image,
+            pulling=lambda: capture.platform(f"pulling image {image}"),
+            stopped=lambda: self._stop is not None,
+        )
         binds = self._tools.stage.binds(self._job)
         if binds:
             capture.platform(f"{len(self._job.inputs)} inputs staged")

@@ -9,11 +9,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 
-from batchyard.broker.errors import ImageError
+from batchyard.broker.errors import ImageError, StartError
 
 from .engine.protocol import Engine
+
+STOP_WITHIN_S = 0.25
 
 
 class Puller:
@@ -29,11 +31,13 @@ class Puller:
         self._pulling: dict[str, Future[str]] = {}
         self._seen: dict[str, tuple[str, float]] = {}
 
-    def ensure(self, image: str, *, pulling: Callable[[], None] | None = None) -> str:
+    def ensure(
+        self, image: str, *, pulling: Callable[[], None] | None = None, stopped: Callable[[], bool] = lambda: False
+    ) -> str:
         """The image's config digest, after a pull when it was not here; blocks meanwhile.
 
         `pulling` is called once when the caller has to wait for a pull. ImageError, DiskFull and EngineUnavailable
-        as of `Engine.pull`.
+        as of `Engine.pull`. StartError: `stopped` says that the caller waits no longer; the pull goes on.
         """
         digest = self._fresh(image) or self._present(image)
         if digest is not None:
@@ -43,9 +47,12 @@ class Puller:
         with self._lock:
             first = image not in self._pulling
             future: Future[str] = self._pulling.setdefault(image, Future())
-        if first:
-            self._lead(image, future)
-        return future.result()
+        if first:  # on a thread of its own: whoever waits may be told to stop
+            threading.Thread(target=self._lead, args=(image, future), name="pull", daemon=True).start()
+        while not stopped():
+            if wait([future], STOP_WITHIN_S).done:
+                return future.result()
+        raise StartError(f'stopped while image "{image}" was pulled')
 
     def forget(self, image: str) -> None:
         """It is not here after all (`create` raised ImageError): ask the engine next time."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from batchyard.broker.errors import ImageError
+from batchyard.broker.errors import ImageError, StartError
 from batchyard.worker.engine.fake import FakeEngine, digest_of
 from batchyard.worker.pull import Puller
 from yardtest.wait import until
@@ -89,3 +89,21 @@ def test_an_image_seen_lately_is_not_asked_for_again(tmp_path: Path) -> None:
     puller.forget("a:1")
     puller.ensure("a:1")
     assert engine.calls.count("image_present") == 3
+
+
+def test_who_is_told_to_stop_waits_no_longer_and_the_pull_goes_on(tmp_path: Path) -> None:
+    engine, stop = slow(tmp_path, "a:1"), threading.Event()
+    puller = Puller(engine)
+    with ThreadPoolExecutor(2) as pool:
+        waiting = threading.Semaphore(0)
+        told = pool.submit(puller.ensure, "a:1", pulling=waiting.release, stopped=stop.is_set)
+        other = pool.submit(puller.ensure, "a:1", pulling=waiting.release)
+        for _ in range(2):
+            assert waiting.acquire(timeout=10)
+        stop.set()
+        with pytest.raises(StartError, match="a:1"):
+            told.result(10)
+        assert not other.done()
+        engine.gate.set()
+        assert other.result(10) == digest_of("a:1")
+    assert engine.pulls == ["a:1"]
