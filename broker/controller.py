@@ -26,7 +26,6 @@ from .store import Yard
 log = logging.getLogger(__name__)
 LOCK_S = 5.0
 TICK = 64  # moves of a kind in one tick
-STAND_IN = "by:standin"
 
 
 class Duties:
@@ -112,7 +111,7 @@ class Controller:
 
     def _session(self) -> None:
         lock = Lock(
-            self._yard.redis, STAND_IN if self._stand_in else keys.CONTROLLER, timeout=LOCK_S, thread_local=False
+            self._yard.redis, keys.STAND_IN if self._stand_in else keys.CONTROLLER, timeout=LOCK_S, thread_local=False
         )
         while not (self._wanted() and lock.acquire(blocking=False)):
             if self._stop.wait(1.0):

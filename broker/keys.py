@@ -20,6 +20,7 @@ DEAD_SEQUENCE = "by:deadseq"  # counter
 REAPER = "by:reaper"  # ms of the reaper's last look
 NODES = "by:nodes"  # zset: last heartbeat ms -> node
 CONTROLLER = "by:controller"  # the controller's lock
+STAND_IN = "by:standin"  # the lock of the nodes that stand in for it
 KEY_MARK = "by:keymark"  # tells whether a process has the yard's keys
 CONFIG = "by:config"  # JSON of the yard's configuration
 WAKE = "by:wake"  # channel: work for nodes; message = queue

@@ -107,7 +107,7 @@ class Yard:
     def prepare(self) -> None:
         """Loads the functions, checks the server and the keys. Raises InvalidConfig, BrokerUnavailable."""
         self._functions.load()
-        mark = self.ring.name("sha256:" + "0" * 64)
+        mark = self.ring.mark
         known = self.guard(lambda: self.redis.set(keys.KEY_MARK, mark, nx=True, get=True))
         if known is not None and known.decode() != mark:
             raise InvalidConfig(

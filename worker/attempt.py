@@ -26,7 +26,6 @@ from batchyard.broker.errors import (
     disk_full,
 )
 from batchyard.broker.job import WORK, Job
-from batchyard.broker.message import Document
 from batchyard.broker.record import Claimed
 from batchyard.cache.digest import Blob, Digest
 from batchyard.cache.outputs import publish
@@ -65,13 +64,12 @@ class Execution:
         self,
         tools: Tools,
         claimed: Claimed,
-        document: Document,
         job: Job,
         allocation: Allocation,
         container: str | None,
         on_start: Callable[[float], None],
     ) -> None:
-        self._tools, self._claimed, self._document, self._job = tools, claimed, document, job
+        self._tools, self._claimed, self._job = tools, claimed, job
         self._allocation, self._on_start = allocation, on_start
         self.folder = tools.options.state / "jobs" / folder_name(claimed)
         self.started = claimed.started

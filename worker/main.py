@@ -85,7 +85,7 @@ def _only_one(state: Path) -> int:
 def _tools(yard: Yard, ring: KeyRing, options: NodeOptions, config: Config) -> Tools:
     blobs = BlobStore(DirectoryStore(options.store), ring)
     copies = LocalCopies(options.state / "copies", blobs)
-    yard_id = hashlib.sha256(ring.name("sha256:" + "0" * 64).encode()).hexdigest()[:16]
+    yard_id = hashlib.sha256(ring.mark.encode()).hexdigest()[:16]
     engine = _engine(owner_labels(yard_id, options.name))
     return Tools(
         yard=yard,

@@ -47,7 +47,7 @@ class Run:
     ) -> None:
         self.claimed, self.job, self.allocation = claimed, job, allocation
         self._tools, self._document = tools, document
-        self.execution = Execution(tools, claimed, document, job, allocation, container, self._started)
+        self.execution = Execution(tools, claimed, job, allocation, container, self._started)
         self.view = TaskView(
             document,
             job,
@@ -90,7 +90,6 @@ class Run:
     def _started(self, at: float) -> None:
         """The container runs. A Redis that is away is told at the end."""
         tools = self._tools
-        self.view.time_start = at
         tools.reporter.started(self.view, at)
         celery = tools.followups.started(self._document.message, tools.options.name)
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,6 @@ import pytest
 
 from batchyard.broker.errors import EngineUnavailable
 from batchyard.broker.job import Job
-from batchyard.broker.message import Document, Message
 from batchyard.broker.record import Claimed
 from batchyard.broker.seal import KeyRing
 from batchyard.cache.copies import LocalCopies
@@ -90,11 +88,9 @@ def tools(tmp_path: Path, engine: Flaky) -> Tools:
 
 def execution(tools: Tools, command: str, *, on_start: Callable[[float], None] | None = None, **more: Any) -> Execution:
     job = Job.parse({"image": "i", "command": command.split(), "user": None})
-    sent = Message(headers={"id": "j"}, properties={}, body=json.dumps([[], {}, {}]))
     allocation = Allocation(job_id="j", token="1:c", demand=Demand(vcpus=1, memory_mib=64), gpus=())
-    document = Document(message=sent, job=job.dump())
     container = more.get("container")
-    return Execution(tools, CLAIMED, document, job, allocation, container, on_start or (lambda at: None))
+    return Execution(tools, CLAIMED, job, allocation, container, on_start or (lambda at: None))
 
 
 def in_thread(one: Execution) -> Callable[[], Finished]:

@@ -43,7 +43,7 @@ _STAYS = {
     keys.CONTROLLER,
     keys.REAPER,
     keys.KEY_MARK,
-    controller.STAND_IN,
+    keys.STAND_IN,
     "unacked_mutex",  # kombu's, for its own queues of remote control
 }
 MOST_DEATHS = 5  # by chance, in one run; with no bound a run would never end

@@ -118,7 +118,7 @@ class TestYard:
         self.config_file = directory / "yard.yaml"
         self.config_file.write_text(self.config.model_dump_json())  # JSON is YAML
         self.ring = KeyRing.load_or_create(self.key_file)
-        self.id = hashlib.sha256(self.ring.name("sha256:" + "0" * 64).encode()).hexdigest()[:16]
+        self.id = hashlib.sha256(self.ring.mark.encode()).hexdigest()[:16]
         self.nodes: dict[str, Child] = {}
         self.controller: Child | None = None
         self._others: list[Child] = []
