@@ -67,7 +67,7 @@ class Up:
 
 
 def _ps() -> list[str]:
-    ran = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True)
+    ran = subprocess.run(["ps", "-wweo", "pid=,ppid=,args="], capture_output=True, text=True, check=True)
     return ran.stdout.splitlines()
 
 
