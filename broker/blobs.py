@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -11,6 +12,9 @@ from .errors import InvalidConfig
 from .seal import KeyRing
 
 GROUP = "batchyard.blobs"
+
+OnBytes = Callable[[int], None]
+"""Hears how many more bytes of content are done."""
 
 
 class Lines(Protocol):
@@ -22,12 +26,19 @@ class Lines(Protocol):
 class Blobs(Protocol):
     """Files and directories by digest."""
 
-    def put(self, path: Path) -> dict[str, Any]:
+    def put(self, path: Path, *, on_bytes: OnBytes | None = None) -> dict[str, Any]:
         """Keeps a file or directory: {"digest", "size" in bytes, "kind": "file" or "tree"}. InputError, DiskFull …"""
         ...
 
-    def get(self, digest: str, path: Path) -> str:
+    def get(self, digest: str, path: Path, *, on_bytes: OnBytes | None = None) -> str:
         """Writes the verified content to `path`, which must not exist; its kind. NotFound, IntegrityError …"""
+        ...
+
+    def look(self, digest: str) -> dict[str, Any]:
+        """What a blob is, without fetching it: {"digest", "kind", "size" of the file or of all files in the tree,
+        "entries"}. An entry of a tree: {"path", "type": "file", "directory" or "symlink", "mode", "size", "digest",
+        "target"}; the last three where they apply. NotFound, IntegrityError …
+        """
         ...
 
     def open(self, digest: str) -> AbstractContextManager[Lines]:
@@ -36,7 +47,7 @@ class Blobs(Protocol):
 
 
 def open_blobs(store: str, ring: KeyRing, *, create: bool = False) -> Blobs:
-    """The store at a path. create: make it if there is none. Raises NotFound, InvalidConfig, StoreUnavailable."""
+    """The store of a spec. create: make it if there is none. Raises NotFound, InvalidConfig, StoreUnavailable."""
     for entry in entry_points(group=GROUP):
         return cast(Blobs, entry.load()(store, ring, create=create))
     raise InvalidConfig("this installation has no blob store; install batchyard again")
@@ -49,11 +60,14 @@ class LazyBlobs:
         self._store, self._key_file = store, key_file
         self._opened: Blobs | None = None
 
-    def put(self, path: Path) -> dict[str, Any]:
-        return self._blobs(create=True).put(path)
+    def put(self, path: Path, *, on_bytes: OnBytes | None = None) -> dict[str, Any]:
+        return self._blobs(create=True).put(path, on_bytes=on_bytes)
 
-    def get(self, digest: str, path: Path) -> str:
-        return self._blobs().get(digest, path)
+    def get(self, digest: str, path: Path, *, on_bytes: OnBytes | None = None) -> str:
+        return self._blobs().get(digest, path, on_bytes=on_bytes)
+
+    def look(self, digest: str) -> dict[str, Any]:
+        return self._blobs().look(digest)
 
     def open(self, digest: str) -> AbstractContextManager[Lines]:
         return self._blobs().open(digest)

@@ -23,7 +23,7 @@ class Endpoints:
     """What a producer, the CLI and tools need to reach a yard.
 
     broker_url and result_backend are one Redis database; transport_options are Celery's `broker_transport_options`.
-    key_file and store are paths of this machine. pid is that of the `batchyard up` that wrote the file.
+    key_file is a path of this machine, store a store's spec. pid is that of the `batchyard up` that wrote the file.
     """
 
     broker_url: str
@@ -71,6 +71,11 @@ class Endpoints:
             raise InvalidConfig(f'"{source}" does not say broker_url; delete it and start `batchyard up` again')
         known = {f.name: value[f.name] for f in fields(cls) if f.name in value}
         return cls(**{"result_backend": known["broker_url"], **known})
+
+
+def absolute_store(spec: str) -> str:
+    """A store's spec that means the same in every working directory; URLs stay as they are."""
+    return spec if "://" in spec else str(Path(spec).expanduser().absolute())
 
 
 def default_state(environ: Mapping[str, str] = os.environ) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from batchyard.broker.endpoints import absolute_store
 from batchyard.broker.errors import InvalidConfig
 
 from . import gpu, options
@@ -22,8 +23,7 @@ from . import gpu, options
     "--store",
     envvar="BATCHYARD_STORE",
     required=True,
-    type=click.Path(path_type=Path),
-    help="Folder of the blob store.",
+    help="The yard's durable store: a folder, or s3://BUCKET[/PREFIX]?credentials=FILE.",
 )
 @click.option("--name", default=options.machine_name, help="Unique in the yard.  [default: this host's name]")
 @click.option(
@@ -71,7 +71,7 @@ from . import gpu, options
 def worker(
     broker: str,
     key_file: Path,
-    store: Path,
+    store: str,
     name: str,
     state: Path,
     queues: str,
@@ -104,7 +104,7 @@ def worker(
             options.NodeOptions(
                 name=_checked(name),
                 state=state,
-                store=store.expanduser().absolute(),
+                store=absolute_store(store),
                 queues=tuple(q for q in queues.split(",") if q),
                 vcpus=vcpus or os.cpu_count() or 1,
                 memory_mib=memory_mib or options.machine_memory_mib(),

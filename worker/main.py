@@ -17,7 +17,7 @@ from batchyard.broker.remote import celery_app
 from batchyard.broker.seal import KeyRing
 from batchyard.broker.store import Yard
 from batchyard.cache.copies import LocalCopies
-from batchyard.cache.disk import DirectoryStore
+from batchyard.cache.place import store_at
 from batchyard.cache.sealed import BlobStore
 
 from .bootstep import attach
@@ -83,7 +83,7 @@ def _only_one(state: Path) -> int:
 
 
 def _tools(yard: Yard, ring: KeyRing, options: NodeOptions, config: Config) -> Tools:
-    blobs = BlobStore(DirectoryStore(options.store), ring)
+    blobs = BlobStore(store_at(options.store, create=True), ring)
     copies = LocalCopies(options.state / "copies", blobs)
     yard_id = hashlib.sha256(ring.mark.encode()).hexdigest()[:16]
     engine = _engine(owner_labels(yard_id, options.name))

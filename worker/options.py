@@ -12,7 +12,7 @@ from .gpu import Gpu
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeOptions:
-    """name: unique in the yard. state: the node's own folder. queues: empty for all.
+    """name: unique in the yard. state: the node's own folder. store: a store's spec. queues: empty for all.
 
     grace_s: what running jobs get at a drain. stop_grace_s: from SIGTERM to SIGKILL. partition_grace_s: how long jobs
     go on without Redis. most_jobs: at once.
@@ -20,7 +20,7 @@ class NodeOptions:
 
     name: str
     state: Path
-    store: Path
+    store: str
     queues: tuple[str, ...]
     vcpus: float
     memory_mib: int

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from ..endpoints import Endpoints, default_state
+from ..endpoints import Endpoints, absolute_store, default_state
 from ..errors import InvalidConfig
 
 if TYPE_CHECKING:
@@ -25,8 +25,15 @@ _OPTIONS = (
                  help="The state folder of a `batchyard up`.  [default: ~/.batchyard]"),
     click.option("--broker", metavar="URL", envvar="BATCHYARD_BROKER_URL", help="The yard's Redis; not --state."),
     click.option("--key-file", type=click.Path(path_type=Path), envvar="BATCHYARD_KEY_FILE", help="The yard's keys."),
-    click.option("--store", type=click.Path(path_type=Path), envvar="BATCHYARD_STORE", help="The yard's blob store."),
+    click.option("--store", metavar="SPEC", envvar="BATCHYARD_STORE",
+                 help="The yard's blob store: a folder, or s3://BUCKET[/PREFIX]?credentials=FILE."),
 )  # fmt: skip
+
+
+def examples(*lines: str) -> str:
+    """The epilog of a command's help: command lines, each as it would be typed."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -38,14 +45,14 @@ class Doors:
     state: Path
     broker: str | None
     key_file: Path | None
-    store: Path | None
+    store: str | None
 
     def endpoints(self) -> Endpoints:
         """Raises InvalidConfig: no yard was named, and none is known here."""
         found = Endpoints(broker_url=self.broker, result_backend=self.broker) if self.broker else None
         found = found or Endpoints.load(self.state)
         return replace(found, key_file=_absolute(self.key_file) or found.key_file,
-                       store=_absolute(self.store) or found.store)  # fmt: skip
+                       store=absolute_store(self.store) if self.store else found.store)  # fmt: skip
 
     def client(self) -> Client:
         """Use it as a context manager. Raises InvalidConfig."""
@@ -66,7 +73,7 @@ def yard_options(command: F) -> F:
 
     @click.pass_context
     @functools.wraps(command)
-    def call(ctx: click.Context, /, state: Path | None, broker: str | None, key_file: Path | None, store: Path | None,
+    def call(ctx: click.Context, /, state: Path | None, broker: str | None, key_file: Path | None, store: str | None,
              **others: Any) -> Any:  # fmt: skip
         told = ctx.get_parameter_source
         if told("state") is ParameterSource.COMMANDLINE and told("broker") is ParameterSource.ENVIRONMENT:

@@ -67,7 +67,7 @@ def tools(tmp_path: Path, engine: Flaky) -> Tools:
     blobs = BlobStore(DirectoryStore(tmp_path / "store"), KeyRing.new())
     copies = LocalCopies(tmp_path / "copies", blobs)
     options = NodeOptions(
-        name="n", state=tmp_path / "state", store=tmp_path, queues=(), vcpus=2, memory_mib=512, disk_gib=1
+        name="n", state=tmp_path / "state", store=str(tmp_path), queues=(), vcpus=2, memory_mib=512, disk_gib=1
     )
     return Tools(
         yard=nothing,

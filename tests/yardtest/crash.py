@@ -199,7 +199,7 @@ def _node(name: str, place: Place) -> None:
         return made
 
     options = NodeOptions(
-        name=name, state=state, store=place.folder / "store", queues=(), vcpus=2, memory_mib=512, disk_gib=10
+        name=name, state=state, store=str(place.folder / "store"), queues=(), vcpus=2, memory_mib=512, disk_gib=10
     )
     with mock.patch.object(worker_main, "DockerEngine", engine):
         sys.exit(worker_main.serve(place.url, place.key_file, options))

@@ -1,0 +1,45 @@
+"""A store by its spec: a folder, or `s3://BUCKET[/PREFIX][?credentials=FILE[&profile=NAME]]`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
+
+from batchyard.broker.errors import InvalidConfig, NotFound
+
+from .disk import DirectoryStore
+from .store import Store
+
+_OPTIONS = {"credentials", "profile"}
+
+
+def store_at(spec: str, *, create: bool = False) -> Store:
+    """The store; create: make the folder or the bucket if there is none. InvalidConfig, NotFound, StoreUnavailable."""
+    if spec.startswith("s3://"):
+        return _bucket(spec, create)
+    if "://" in spec:
+        raise InvalidConfig(f'"{spec}" is no store; give a folder, or s3://BUCKET[/PREFIX]?credentials=FILE')
+    path = Path(spec)
+    if not create and not (path / "objects").is_dir():
+        raise NotFound(f'there is no blob store at "{path}"; correct --store')
+    return DirectoryStore(path)
+
+
+def _bucket(spec: str, create: bool) -> Store:
+    from .access import S3Access  # the SDK takes a while to import, and a folder needs none
+    from .s3 import S3Store
+
+    parts = urlsplit(spec)
+    options = dict(parse_qsl(parts.query))
+    if parts.username or parts.password or parts.port or not parts.hostname or parts.fragment:
+        raise InvalidConfig("a store is s3://BUCKET[/PREFIX]?credentials=FILE; keys and endpoint stand in FILE")
+    if unknown := options.keys() - _OPTIONS:
+        raise InvalidConfig(f'store option "{min(unknown)}" is not known; there are {", ".join(sorted(_OPTIONS))}')
+    if "credentials" in options:
+        file = Path(options["credentials"]).expanduser()
+        access = S3Access.of_file(file, options.get("profile", "default"))
+    else:
+        access = S3Access.of_environment(os.environ)
+    prefix = parts.path.strip("/")
+    return S3Store(access, parts.hostname, f"{prefix}/" if prefix else "", create=create)
