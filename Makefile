@@ -3,13 +3,19 @@ SHELL := /bin/bash
 BIN := .venv/bin
 ENGINE := .ci/with-engine
 
-.PHONY: help setup lint unit test test-full bench demo clean
+.PHONY: help setup servers test-setup lint unit test test-full bench demo clean
 
 help:  ## print this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
 setup:  ## install what is missing (OS packages as root, .venv); instant when nothing changed
 	@.ci/setup
+
+servers: setup  ## MinIO and versitygw for tests, built once (6 min) where they are not on PATH
+	@$(BIN)/python -m batchyard.worker.binaries minio versitygw >/dev/null
+
+test-setup: servers  ## what only tests need: Compose, a browser, and the servers above
+	@.ci/setup test
 
 lint: setup  ## ruff, mypy, pyright, import-linter
 	$(BIN)/ruff check
@@ -21,13 +27,13 @@ lint: setup  ## ruff, mypy, pyright, import-linter
 unit: setup  ## tests that need neither Redis nor an engine
 	$(BIN)/pytest tests/unit tests/property
 
-test: lint  ## lint and all tests but the long ones; starts dockerd where none answers, and stops it
+test: test-setup lint  ## lint and all tests but the long ones; starts dockerd where none answers, and stops it
 	$(ENGINE) $(BIN)/pytest -m "not full and not bench"
 
-test-full: lint  ## lint and all tests, the long ones too
+test-full: test-setup lint  ## lint and all tests, the long ones too
 	$(ENGINE) $(BIN)/pytest -m "not bench"
 
-bench: setup  ## measure; writes build/bench.json
+bench: servers  ## measure; writes build/bench.json
 	@mkdir -p build
 	$(ENGINE) $(BIN)/python tests/bench/run.py
 

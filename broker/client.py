@@ -16,9 +16,10 @@ from celery.exceptions import CeleryError
 from kombu.exceptions import KombuError, OperationalError
 
 from . import keys
-from .blobs import Blobs, LazyBlobs
+from .blobs import Blobs, LazyBlobs, OnBytes
 from .endpoints import Endpoints, default_state
 from .errors import BrokerUnavailable, InvalidConfig, InvalidJob, NotFound
+from .facts import gather
 from .job import Job
 from .joblog import JobLog
 from .message import TASK
@@ -28,6 +29,7 @@ from .seal import KeyRing
 from .state import State
 from .store import CancelAnswer, Depth, Yard
 from .waiting import wait_for
+from .why import Reason, explain
 
 _LIST_MOST = 20_000
 
@@ -116,9 +118,7 @@ class Client:
         priority: 0 (most urgent) to 9. countdown and expires in seconds from now. Raises InvalidJob, NotFound (no such
         queue, no yard).
         """
-        if not isinstance(job, Job):
-            job = Job.parse(job)
-        self._admit(job, queue)
+        job = self.check(job, queue=queue)
         if priority is not None and not 0 <= priority <= 9:
             raise InvalidJob("priority", priority, "must be 0 (most urgent) to 9")
         try:
@@ -138,6 +138,13 @@ class Client:
         except (CeleryError, KombuError, TypeError, ValueError) as error:
             raise InvalidJob("", job.image, f"cannot be sent: {error}") from None
         return str(sent.id)
+
+    def check(self, job: Job | Mapping[str, Any], *, queue: str = "cpu") -> Job:
+        """The job as `submit` would send it, and nothing is sent. Raises InvalidJob, NotFound (no such queue)."""
+        if not isinstance(job, Job):
+            job = Job.parse(job)
+        self._admit(job, queue)
+        return job
 
     def _admit(self, job: Job, queue: str) -> None:
         config = self.yard.config()
@@ -195,6 +202,10 @@ class Client:
         meta: bytes | None = self.yard.guard(lambda: self.yard.redis.get(keys.result(record.id)))
         return record.cancelling or b'"REVOKED"' in (meta or b"")[:40]
 
+    def why(self, job_id: str) -> builtins.list[Reason]:
+        """Why a job waits, what it does, or how it ended; the most telling first. Also of a job that is not known."""
+        return explain(gather(self, job_id))
+
     def logs(self, job_id: str, *, follow: bool = False) -> Iterator[str]:
         """Lines `<time> <stdout|stderr|platform> <text>` of the last attempt, without newlines.
 
@@ -234,13 +245,37 @@ class Client:
         return [_node(name, about, alive_since) for name, about in sorted(self.yard.nodes().items())]
 
     # -- bytes
-    def put(self, path: Path) -> dict[str, Any]:
-        """Keeps a file or directory as a blob: {"digest", "size", "kind"}; `digest` is what a job's input names."""
-        return self._store().put(path)
+    def put(self, path: Path, *, on_bytes: OnBytes | None = None) -> dict[str, Any]:
+        """Keeps a file or directory as a blob: {"digest", "size", "kind"}; `digest` is what a job's input names.
 
-    def get(self, digest: str, path: Path) -> str:
+        on_bytes hears how many more bytes of content are done.
+        """
+        return self._store().put(path, on_bytes=on_bytes)
+
+    def get(self, digest: str, path: Path, *, on_bytes: OnBytes | None = None) -> str:
         """Writes a blob to a path that does not exist yet, a directory for a tree; "file" or "tree"."""
-        return self._store().get(digest, path)
+        return self._store().get(digest, path, on_bytes=on_bytes)
+
+    def look(self, digest: str) -> dict[str, Any]:
+        """What a blob is: {"digest", "kind", "size" of its content, "entries" of a tree}; see `blobs.Blobs.look`."""
+        return self._store().look(digest)
+
+    def digest(self, name: str) -> str:
+        """The digest that `sha256:…` or `JOB_ID:OUTPUT` names. Raises NotFound: no such job or output."""
+        if name.startswith("sha256:"):
+            return name
+        job_id, colon, output = name.rpartition(":")  # an output's name has no colon
+        if not colon:
+            raise NotFound(f'"{name}" names no blob; give a digest sha256:…, or JOB_ID:OUTPUT')
+        record = self.status(job_id)
+        outputs = (record.result or {}).get("outputs") or {}
+        if output not in outputs:
+            has = f"it has {', '.join(sorted(outputs))}" if outputs else f"it is {record.state} and has none"
+            raise NotFound(f'job "{job_id}" has no output "{output}"; {has}')
+        digest = outputs[output].get("digest")
+        if digest is None:
+            raise NotFound(f'output "{output}" of job "{job_id}" is no blob; see `batchyard ls {job_id}`')
+        return str(digest)
 
     def _store(self) -> Blobs:
         if self._blobs is None:

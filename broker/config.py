@@ -10,6 +10,7 @@ lease_s: 30
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -81,6 +82,18 @@ class Config(_Frozen):
     def by_priority(self) -> list[str]:
         """Queue names, the most urgent queue first."""
         return sorted(self.queues, key=lambda name: (-self.queues[name].priority, name))
+
+    def served(self, environment: str, asked: Collection[str] = ()) -> list[str]:
+        """What a node serves, the most urgent queue first: those asked for, else those of its compute environment.
+
+        A node of an environment that is not configured serves all.
+        """
+        known = environment in self.environments
+        return [
+            name
+            for name in self.by_priority()
+            if (name in asked if asked else not known or environment in self.queues[name].environments)
+        ]
 
     def refusal(self, queue_name: str, job: Job) -> str | None:
         """Why this job can never run in this queue, in words, or None."""

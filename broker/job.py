@@ -10,10 +10,22 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import unquote, urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
+from . import uri as uris
 from .errors import InvalidJob
 
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -41,6 +53,16 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
+class _OrText(_Frozen):
+    """One for which a string may stand; its schema says so."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        whole = handler.resolve_ref_schema(handler(core))
+        about: dict[str, Any] = {key: whole.pop(key) for key in ("title", "description") if key in whole}
+        return {**about, "anyOf": [{"type": "string"}, whole]}
+
+
 class Member(_Frozen):
     """One blob that a step published: what `{"from": …}` becomes. size in bytes."""
 
@@ -50,10 +72,11 @@ class Member(_Frozen):
     kind: Literal["file", "tree"] = "file"
 
 
-class Input(_Frozen):
+class Input(_OrText):
     """Where an input comes from: exactly one of digest, uri, from, members.
 
-    A string stands for `{"digest": …}` or `{"uri": …}`. `uri` may carry a digest that its bytes must have.
+    A string stands for `{"digest": …}` or `{"uri": …}`. `uri` may carry a digest and a size that its bytes must have,
+    and, with s3://, `credentials`: the name of a secret on the node, a file as the AWS CLI has them.
     `members` is what `{"from": name}` after a group becomes: a directory `0/ 1/ …` in group order.
     """
 
@@ -61,6 +84,7 @@ class Input(_Frozen):
     size: Annotated[int, Field(ge=0)] | None = None
     kind: Literal["file", "tree"] = "file"
     uri: str | None = None
+    credentials: SecretName | None = None
     from_: Annotated[OutputName | None, Field(alias="from")] = None
     index: Annotated[int, Field(ge=0)] | None = None
     members: tuple[Member, ...] | None = None
@@ -75,21 +99,48 @@ class Input(_Frozen):
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if self.uri is not None:
-            _check_uri(self.uri)
+            uris.check_input(self.uri)
+        if self.credentials is not None and not (self.uri or "").startswith("s3://"):
+            raise ValueError('"credentials" goes with an s3:// URI')
+        if self.size is not None and (self.uri or "").startswith("s3://") and (self.uri or "").endswith("/"):
+            raise ValueError('"size" is that of a file, and this is a directory')
         sources = [self.digest if self.uri is None else None, self.uri, self.from_, self.members]
         if sum(s is not None for s in sources) != 1:
-            raise ValueError('give exactly one of "sha256:…", "file://…" or {"from": "<output name>"}')
+            raise ValueError(
+                'give exactly one of "sha256:…", "s3://…", "https://…", "file://…" or {"from": "<output name>"}'
+            )
         if self.index is not None and self.from_ is None:
             raise ValueError('"index" goes with "from"')
         return self
 
 
-def _check_uri(uri: str) -> None:
-    parts = urlsplit(uri)
-    if parts.scheme != "file" or parts.netloc not in {"", "localhost"} or parts.query or parts.fragment:
-        raise ValueError("an input is a digest sha256:<64 hex> or a file:///absolute/path of the node")
-    if not unquote(parts.path).startswith("/") or "\0" in unquote(parts.path):
-        raise ValueError("file:// needs an absolute path")
+class Output(_OrText):
+    """A file or directory below /work that is kept at the end. A string stands for `{"path": …}`.
+
+    `to`, s3://BUCKET/KEY or s3://BUCKET/PREFIX/, is where it is written too, with `credentials`: the name of a secret
+    on the node. A directory needs a prefix, and lies below it; a file that goes to a prefix keeps its name.
+    """
+
+    path: ContainerPath
+    to: str | None = None
+    credentials: SecretName | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _with_keys(self) -> Self:
+        if self.to is not None:
+            uris.parse_s3(self.to)
+        if (self.to is None) != (self.credentials is None):
+            raise ValueError('"to" and "credentials", the name of a secret on the node, go together')
+        return self
+
+    @model_serializer(mode="wrap")
+    def _short_again(self, dump: SerializerFunctionWrapHandler) -> Any:
+        return self.path if self.to is None else dump(self)
 
 
 class Job(_Frozen):
@@ -106,7 +157,7 @@ class Job(_Frozen):
     disk_gib: Annotated[float, Field(ge=0, le=2**20, allow_inf_nan=False)] = 1.0
     parameters: dict[str, Text] = {}
     inputs: dict[ContainerPath, Input] = {}
-    outputs: dict[OutputName, ContainerPath] = {}
+    outputs: dict[OutputName, Output] = {}
     timeout_s: Annotated[int, Field(ge=1)] | None = None
     attempts: Annotated[int, Field(ge=1, le=10)] = 1
     profile: Literal["strict", "aws"] = "strict"
@@ -176,28 +227,42 @@ def _first(error: ValidationError) -> InvalidJob:
     if first["type"] == "tuple_type":
         rule = 'must be a list of strings such as ["sh", "-c", "echo hello"]'
     elif first["type"] == "extra_forbidden":
-        rule = f"no such field; the fields are {', '.join(Job.model_fields)}"
+        rule = f"no such field; the fields are {', '.join(_fields_at(field))}"
+    elif first["type"] in {"model_type", "dict_type"} and field.startswith("outputs."):
+        rule = 'must be a path below /work, or {"path": …, "to": "s3://…", "credentials": "<name of a secret>"}'
     elif first["type"] == "missing":
         value, rule = None, "is required"
     within = first["loc"][:1] in {("environment",), ("secrets",)} and first["loc"][-1] != "[key]"
-    if within and first["loc"][0] == "secrets":
+    keys = field.endswith(".credentials")
+    if keys or (within and first["loc"][0] == "secrets"):
         rule = "must be the name of a secret (letters, digits, '.', '-', '_'), never its value"
-    if within or not first["loc"] or first["type"] == "extra_forbidden":
+    if keys or within or not first["loc"] or first["type"] == "extra_forbidden":
         value = "…"  # it may be or hold a password, and reasons are shown to everybody
+    value = uris.without_secrets(value)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return InvalidJob(field, value, rule + more)
 
 
-def _check_mounts(inputs: Mapping[str, Input], outputs: Mapping[str, str]) -> None:
+def _fields_at(field: str) -> list[str]:
+    models: dict[str, type[_Frozen]] = {"inputs": Input, "outputs": Output}
+    top, dot, _ = field.partition(".")
+    model = models[top] if dot and top in models else Job
+    return [about.alias or name for name, about in model.model_fields.items()]
+
+
+def _check_mounts(inputs: Mapping[str, Input], outputs: Mapping[str, Output]) -> None:
     targets = {path: _container_path("inputs", path) for path in inputs}
     for path, target in targets.items():
         if target in (PurePosixPath("/tmp"), WORK) or target.parts[1] in {"proc", "sys", "dev"}:
             raise InvalidJob("inputs", path, "this path is the platform's; choose one such as /in/data")
         if any(target == other or target in other.parents for at, other in targets.items() if at != path):
             raise InvalidJob("inputs", path, "lies above or on another input's path; keep them apart")
-    for name, path in outputs.items():
-        if WORK not in _container_path(f"outputs.{name}", path).parents:
-            raise InvalidJob(f"outputs.{name}", path, f"must be below {WORK}, where the job writes")
+    taken: dict[str, str] = {}
+    for name, output in outputs.items():
+        if WORK not in _container_path(f"outputs.{name}", output.path).parents:
+            raise InvalidJob(f"outputs.{name}", output.path, f"must be below {WORK}, where the job writes")
+        if output.to is not None and not output.to.endswith("/") and taken.setdefault(output.to, name) != name:
+            raise InvalidJob(f"outputs.{name}.to", output.to, f"output {taken[output.to]} goes there too")
 
 
 def _container_path(field: str, path: str) -> PurePosixPath:
@@ -247,7 +312,8 @@ def _output(field: str, name: str, result: object) -> Member:
     if name not in outputs:
         raise InvalidJob(field, name, f"the previous job has no output of this name; it has {_names(outputs)}")
     try:
-        return Member.model_validate({"name": name, **outputs[name]})
+        found = {key: value for key, value in {**outputs[name]}.items() if key != "uri"}  # where it lies besides
+        return Member.model_validate({"name": name, **found})
     except (ValidationError, TypeError):
         raise InvalidJob(field, name, "the previous result does not describe a digest and a size") from None
 

@@ -1,4 +1,4 @@
-"""Everything that is encrypted, and every name derived from a secret. Nothing else imports `cryptography`.
+"""Everything that is encrypted, and every name derived from a secret. Nothing else encrypts.
 
 Two envelopes, both AES-256-GCM:
 
@@ -20,6 +20,7 @@ from __future__ import annotations
 import base64
 import binascii
 import fcntl
+import functools
 import hashlib
 import hmac
 import io
@@ -30,6 +31,7 @@ import stat
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -58,6 +60,7 @@ _NONCE_TAIL = struct.Struct(">IB")
 _HEADER_BYTES = _STREAM.size + _CRC.size
 _CHUNK_LOG2 = range(6, 25)  # 64 bytes (tests) to 16 MiB: bounds what a forged header can make us allocate
 _MOST_CHUNKS = 1 << 32
+_SIDE_BYTES = 1 << 18  # less is hashed sooner than handed over
 
 
 class SealUnknown(IntegrityError):
@@ -300,6 +303,44 @@ class _StreamHead:
         return raw + _CRC.pack(zlib.crc32(raw))
 
 
+class _SideHash:
+    """sha256 of a stream, in another thread while this one moves bytes. What `update` is given must stay as it is until
+    the next call.
+    """
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        self._last: Future[None] | None = None
+
+    def update(self, piece: memoryview) -> None:
+        self._wait()
+        if len(piece) < _SIDE_BYTES:
+            self._hash.update(piece)
+            return
+        try:
+            self._last = _hashers().submit(self._hash.update, piece)
+        except RuntimeError:  # the interpreter ends
+            self._hash.update(piece)
+
+    def hexdigest(self) -> str:
+        self._wait()
+        return self._hash.hexdigest()
+
+    def _wait(self) -> None:
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+
+@functools.cache
+def _hashers() -> ThreadPoolExecutor:
+    """Shared by all streams: a task is a millisecond's work, so nothing waits long for the threads to end."""
+    return ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="hash")
+
+
+os.register_at_fork(after_in_child=_hashers.cache_clear)  # threads do not survive a fork
+
+
 class _Chunked(io.RawIOBase):
     """A readable made of chunks: `_next_chunk` gives one at a time in a buffer that is used again."""
 
@@ -307,10 +348,11 @@ class _Chunked(io.RawIOBase):
         super().__init__()
         self._reader, self._digest, self._head = reader, digest, head
         self._cipher = AESGCM(object_key)
-        self._hash = hashlib.sha256()
+        self._hash = _SideHash()
         self._index = 0
         largest = head.plain_bytes(0)
-        self._plain = memoryview(bytearray(largest))
+        # two in turn: one is hashed while the other is filled
+        self._plains = [memoryview(bytearray(largest)) for _ in range(min(2, head.chunk_count))]
         self._sealed = memoryview(bytearray(largest + _TAG_BYTES))
         self._about = head.packed() + digest.encode()
         self._pending: memoryview = memoryview(b"")
@@ -361,7 +403,7 @@ class Sealing(_Chunked):
 
     def _next_chunk(self) -> memoryview:
         count = self._head.plain_bytes(self._index)
-        plain, sealed = self._plain[:count], self._sealed[: count + _TAG_BYTES]
+        plain, sealed = self._plains[self._index % 2][:count], self._sealed[: count + _TAG_BYTES]
         if _read_full(self._reader, plain) < count:
             raise IntegrityError(f"the bytes of {self._digest} became fewer while they were read")
         self._hash.update(plain)
@@ -389,7 +431,7 @@ class Opening(_Chunked):
         if self.failure is not None:
             raise self.failure
         count = self._head.plain_bytes(self._index)
-        plain, sealed = self._plain[:count], self._sealed[: count + _TAG_BYTES]
+        plain, sealed = self._plains[self._index % 2][:count], self._sealed[: count + _TAG_BYTES]
         if _read_full(self._reader, sealed) < len(sealed):
             raise self._failed(f"blob {self._digest} is cut short in chunk {self._index}")
         try:

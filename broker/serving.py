@@ -55,7 +55,8 @@ def serve_controller(url: str, key_file: Path, config_file: Path | None, *, on_r
         thread.start()
     if _up(yard, working, stop):
         on_ready("controller" if working.working.is_set() else "controller, standing by for the one that works")
-    stop.wait()
+    while not stop.wait(1.0):
+        pass  # a signal that another thread was given is handled when the main thread wakes
     working.stop()
     ear.stop()
     for thread in threads:

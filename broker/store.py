@@ -292,6 +292,11 @@ class Yard:
             q: Depth(lists=flat_[3 * i], index=flat_[3 * i + 1], delayed=flat_[3 * i + 2]) for i, q in enumerate(queues)
         }
 
+    def position(self, job_id: str) -> tuple[int, int] | None:
+        """(jobs of its queue that stand before it, all in its queue's index), None when it is not in the index."""
+        there, ahead, waiting = (int(n) for n in self._call("position", job_id))
+        return (ahead, waiting) if there else None
+
     def record(self, job_id: str) -> Record:
         """Raises NotFound."""
         found = self._read("HGETALL", keys.job(job_id))

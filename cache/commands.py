@@ -7,13 +7,24 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from batchyard.broker.cli.doors import Doors, json_option, print_json, yard_options
+from batchyard.broker.cli import progress
+from batchyard.broker.cli.doors import Doors, examples, json_option, print_json, yard_options
+
+if TYPE_CHECKING:
+    from batchyard.broker.client import Client
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "batchyard put table.csv",
+        "batchyard submit --image busybox --input /in/t=$(batchyard put table.csv) -- wc -l /in/t",
+        "batchyard put --json folder other.csv | jq -r '.[].digest'",
+    )
+)
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @json_option
 @yard_options
@@ -22,10 +33,13 @@ def put(doors: Doors, paths: Sequence[Path], as_json: bool) -> None:
 
     A digest is what a job's input names: --input /in/table=sha256:…  The blob is durable when its digest is printed.
     """
+    shown = progress.wanted(as_json=as_json)
     with doors.client() as client:
         kept = []
         for path in paths:
-            blob = client.put(path)
+            total = progress.content_bytes(path) if shown else None
+            with progress.transfer(f"put {path.name}", total, shown=shown) as on_bytes:
+                blob = client.put(path, on_bytes=on_bytes)
             kept.append({"path": str(path), **blob})
             if not as_json:
                 click.echo(blob["digest"] if len(paths) == 1 else f"{blob['digest']} {path}")
@@ -33,22 +47,40 @@ def put(doors: Doors, paths: Sequence[Path], as_json: bool) -> None:
             print_json(kept if len(kept) > 1 else kept[0])
 
 
-@click.command()
-@click.argument("digest")
+@click.command(
+    epilog=examples(
+        "batchyard get sha256:… table.csv",
+        "batchyard get ID:table table.csv          the output `table` of a job",
+        "batchyard get ID:table - | wc -l",
+    )
+)
+@click.argument("what")
 @click.argument("path", type=click.Path(path_type=Path, allow_dash=True))
 @json_option
 @yard_options
-def get(doors: Doors, digest: str, path: Path, as_json: bool) -> None:
-    """Write a blob to PATH, which must not exist yet (- for stdout). A tree becomes a directory."""
+def get(doors: Doors, what: str, path: Path, as_json: bool) -> None:
+    """Write a blob (sha256:… or ID:OUTPUT) to PATH, which must not exist yet (- for stdout).
+
+    A tree becomes a directory.
+    """
     with doors.client() as client:
+        digest = client.digest(what)
         if str(path) != "-":
-            kind = client.get(digest, path)
+            kind = _fetch(client, digest, path, as_json=as_json)
             if as_json:
                 print_json({"digest": digest, "path": str(path), "kind": kind})
             return
         with tempfile.TemporaryDirectory() as folder:  # nothing is shown before all of it was verified
             whole = Path(folder) / "blob"
-            if client.get(digest, whole) == "tree":
+            if _fetch(client, digest, whole, as_json=as_json) == "tree":
                 raise click.UsageError("this blob is a directory; give a path instead of -")
             with whole.open("rb") as file:
                 shutil.copyfileobj(file, sys.stdout.buffer)
+
+
+def _fetch(client: Client, digest: str, path: Path, *, as_json: bool) -> str:
+    """The blob's kind, once it is all there."""
+    shown = progress.wanted(as_json=as_json)
+    total = client.look(digest)["size"] if shown else None
+    with progress.transfer(f"get {digest[:15]}…", total, shown=shown) as on_bytes:
+        return client.get(digest, path, on_bytes=on_bytes)

@@ -1,194 +1,304 @@
 """Level 1: verified, decrypted, read-only copies on this node, to be bind-mounted read-only into containers.
 
-    <root>/lock            held by the one node that uses this root
-    <root>/boot            which boot of the machine the copies are from: copies are not synced
-    <root>/file/<hex>      0444
-    <root>/tree/<hex>/…    directories 0555, files 0444 or 0555
+They lie in folders with a budget each, the first one usually in memory; see `folder.py` for what is in them. Only
+read-only binds are safe: root in a container can write through a hard link.
 
-`<root>` has mode 0700: other users of the host see nothing, while a bind mount shows its content to any user of the
-container. Only read-only binds are safe: root in a container can write through a hard link.
+What is staged for an owner is pinned, and what is pinned is not evicted. Pins outlive this process, as containers do.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from batchyard.broker.errors import InputError, InvalidConfig
+from batchyard.broker.errors import DiskFull, InputError
 
 from .digest import Blob, Digest, Kind, parse_digest
-from .manifest import is_manifest
-from .newfile import PREFIX, local_disk
+from .folder import Folder, key_of, tree_charge
+from .held import CopyCounts, Held
+from .index import Index
+from .manifest import File, is_manifest
+from .newfile import PREFIX
 from .sealed import BlobStore
-from .tree import fetch_tree, remove_tree
+from .shelf import Entry, charge
+from .tree import build_tree, read_tree, remove_tree
 
 
-def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Staged:
+    """A copy. fetched_bytes: plaintext that this call moved. here: it found the copy, or another call's fetch of it."""
+
+    path: Path
+    fetched_bytes: int = 0
+    here: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moved:
+    """What an owner's copies took: their number, how many of them were here, and the content fetched for the others."""
+
+    copies: int
+    here: int
+    fetched_bytes: int
 
 
 class LocalCopies:
-    """One node's copies under `root`. Share it between threads; a second process on the same root is refused.
+    """One node's copies. Share it between threads. `folders`: the one to be filled first comes first."""
 
-    `boot_id` names the machine's boot; copies from another boot are thrown away.
-    """
-
-    def __init__(self, root: Path, blobs: BlobStore, *, boot_id: Callable[[], str] = _boot_id) -> None:
-        self._root, self._blobs = root, blobs
-        self._guard = threading.Lock()
-        self._flights: dict[tuple[Kind, Digest], Future[Path]] = {}
-        self._pins: Counter[Digest] = Counter()
-        self.bytes_staged = 0
-        """plaintext bytes written since start"""
-        self.hits = 0
-        """calls of `stage` that found the copy there"""
-        with local_disk(root):
-            root.mkdir(parents=True, exist_ok=True)
-            root.chmod(0o700)
-            self._lock_fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            self._take_lock()
-            with local_disk(root):
-                self._clean(boot_id())
-        except BaseException:
-            self.close()
-            raise
-
-    def _take_lock(self) -> None:
-        try:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InvalidConfig(
-                f'"{self._root}" is in use by another node; give each node a directory of its own'
-            ) from None
-
-    def _clean(self, boot_id: str) -> None:
-        mark = self._root / "boot"
-        same_boot = mark.exists() and mark.read_text(errors="replace") == boot_id
-        for folder in (self._root / "file", self._root / "tree"):
-            folder.mkdir(exist_ok=True, mode=0o700)
-            for entry in list(folder.iterdir()):
-                if same_boot and not entry.name.startswith(PREFIX):
-                    continue
-                if entry.is_dir() and not entry.is_symlink():
-                    remove_tree(entry)
-                else:
-                    entry.unlink()
-        if not same_boot:  # a full disk must not stop a restart
-            mark.write_text(boot_id)
+    def __init__(self, blobs: BlobStore, index: Index, folders: Sequence[Folder]) -> None:
+        self._blobs, self._held = blobs, Held(index, folders)
+        self._guard = self._held.guard
+        self._flights: dict[str, Future[None]] = {}
+        self._landings: dict[Path, tuple[Folder, str]] = {}
+        self._moved: dict[str, dict[Digest, int | None]] = {}
 
     def close(self) -> None:
-        """Let another process have the root. The copies stay. May be called twice."""
-        fd, self._lock_fd = self._lock_fd, -1
-        if fd >= 0:
-            os.close(fd)
+        """Let another process have the folders. The copies stay. May be called twice."""
+        for folder in self._held.folders:
+            folder.close()
 
-    def stage(self, blob: Blob | Digest) -> Path:
-        """The path of a verified copy, fetched if it is not here: a file, or for a tree a directory.
+    @property
+    def counts(self) -> CopyCounts:
+        return self._held.counts
 
-        Of a bare digest the content tells whether it is a tree. Threads that want the same blob share one fetch and
-        its failure. Pin the digest first, or the copy may be evicted. NotFound, InputError, IntegrityError, DiskFull,
-        StoreUnavailable.
-        """
-        if isinstance(blob, Blob):
-            parse_digest(blob.digest)
-            path = self._one(blob.kind, blob.digest)
-            if blob.kind == "file" and (size := path.stat().st_size) != blob.size:
-                raise InputError(f"blob {blob.digest} has {size} bytes, not {blob.size}; correct the size")
-            return path
-        parse_digest(blob)
-        if not self._place("tree", blob).exists():
-            file = self._one("file", blob)
-            with file.open("rb") as opened:
-                if not is_manifest(opened.read(64)):
-                    return file
-        return self._one("tree", blob)
+    # -- pins
+    def pin(self, owner: str, digests: Iterable[Digest]) -> None:
+        """Keep copies, here or to come, from eviction until `unpin`. InputError: no digest."""
+        self._held.pin(owner, [key_of(kind, parse_digest(d)) for d in digests for kind in ("file", "tree")])
 
-    def _place(self, kind: Kind, digest: Digest) -> Path:
-        return self._root / kind / digest.removeprefix("sha256:")
-
-    def _one(self, kind: Kind, digest: Digest) -> Path:
-        path = self._place(kind, digest)
+    def unpin(self, owner: str) -> None:
+        """Undo what was pinned and staged for an owner; fine if that is nothing."""
+        self._held.unpin([owner])
         with self._guard:
-            if path.exists():
-                self.hits += 1
-                return path
-            flight = self._flights.get((kind, digest))
-            mine = flight is None
-            if flight is None:
-                flight = self._flights[kind, digest] = Future()
-        if mine:
-            self._fly(kind, digest, path, flight)
-        return flight.result()
+            self._moved.pop(owner, None)
 
-    def _fly(self, kind: Kind, digest: Digest, path: Path, flight: Future[Path]) -> None:
-        try:
-            staged = self._fetch_file(digest, path) if kind == "file" else self._fetch_tree(digest, path)
-        except BaseException as error:
-            self._land(kind, digest)
-            flight.set_exception(error)
-        else:
-            self._land(kind, digest, staged)
-            flight.set_result(path)
-
-    def _land(self, kind: Kind, digest: Digest, staged: int = 0) -> None:
+    def moved(self, owner: str) -> Moved:
+        """Of what was staged for an owner since it was last unpinned."""
         with self._guard:
-            del self._flights[kind, digest]
-            self.bytes_staged += staged
+            each = list(self._moved.get(owner, {}).values())
+        fetched = [bytes_ for bytes_ in each if bytes_ is not None]
+        return Moved(copies=len(each), here=len(each) - len(fetched), fetched_bytes=sum(fetched))
 
-    def _fetch_file(self, digest: Digest, path: Path) -> int:
-        # the size that one job declares is compared after: a wrong one must not fail others that share the fetch
-        self._blobs.fetch(digest, None, path)
-        return path.stat().st_size
-
-    def _fetch_tree(self, digest: Digest, path: Path) -> int:
-        # built beside, made read-only there, and only then given its name
-        building = path.with_name(f"{PREFIX}{path.name}")
-        try:
-            staged = fetch_tree(self._blobs, digest, building)
-            with local_disk(path):
-                for folder, _, _ in os.walk(building):
-                    os.chmod(folder, 0o555)
-                os.rename(building, path)
-        except BaseException:
-            remove_tree(building)
-            raise
-        return staged
-
-    def pin(self, digest: Digest) -> None:
-        """Keep a copy, here or to come, from eviction until `unpin`. Counted: two pins need two unpins."""
+    def _note(self, owner: str, digest: Digest, fetched_bytes: int | None) -> None:
+        """None: it was here; a second try finds here what the first one has fetched."""
         with self._guard:
-            self._pins[parse_digest(digest)] += 1
-
-    def unpin(self, digest: Digest) -> None:
-        """Undo one `pin`. ValueError: there is none."""
-        with self._guard:
-            if self._pins[digest] <= 0:
-                del self._pins[digest]
-                raise ValueError(f"{digest} is not pinned")
-            self._pins[digest] -= 1
-            if not self._pins[digest]:
-                del self._pins[digest]
+            moved = self._moved.setdefault(owner, {})
+            if fetched_bytes is not None or digest not in moved:
+                moved[digest] = fetched_bytes
 
     def is_pinned(self, digest: Digest) -> bool:
-        with self._guard:
-            return digest in self._pins
+        return any(self._held.is_pinned(key_of(kind, digest)) for kind in ("file", "tree"))
 
     @contextmanager
-    def pinned(self, digests: Iterable[Digest]) -> Iterator[None]:
-        """Pin for the length of the body."""
-        held: list[Digest] = []
+    def pinned(self, owner: str, digests: Iterable[Digest]) -> Iterator[None]:
+        """Pin for the length of the body, and at its end unpin also what was staged for this owner in it."""
         try:
-            for digest in digests:
-                self.pin(digest)
-                held.append(digest)
+            self.pin(owner, digests)
             yield
         finally:
-            for digest in held:
-                self.unpin(digest)
+            self.unpin(owner)
+
+    def keep_pins(self, owners: Iterable[str]) -> None:
+        """All other owners are gone: what an earlier process pinned for them may be evicted. Once, after a start."""
+        self._held.unpin(sorted(self._held.owners() - set(owners)))
+        self._held.trim()
+
+    # -- staging
+    def stage(self, blob: Blob | Digest, owner: str) -> Staged:
+        """A verified copy, fetched if it is not here: a file, or for a tree a directory. It is pinned for the owner.
+
+        Of a bare digest the content tells whether it is a tree. Threads that want the same blob share one fetch and
+        its failure. NotFound, InputError, IntegrityError, StoreUnavailable; DiskFull, CopiesPinned when that
+        is only for a while.
+        """
+        staged = self._stage(blob, owner)
+        digest = blob.digest if isinstance(blob, Blob) else blob
+        self._note(owner, digest, None if staged.here else staged.fetched_bytes)
+        return staged
+
+    def _stage(self, blob: Blob | Digest, owner: str) -> Staged:
+        if isinstance(blob, Blob):
+            parse_digest(blob.digest)
+            staged = self._one(blob.kind, blob.digest, owner)
+            if blob.kind == "file" and (size := staged.path.stat().st_size) != blob.size:
+                raise InputError(f"blob {blob.digest} has {size} bytes, not {blob.size}; correct the size")
+            return staged
+        parse_digest(blob)
+        if (tree := self._hit(key_of("tree", blob), owner)) is not None:
+            return tree
+        file = self._one("file", blob, owner)
+        with file.path.open("rb") as opened:
+            if not is_manifest(opened.read(64)):
+                return file
+        staged = self._one("tree", blob, owner)
+        return replace(staged, fetched_bytes=staged.fetched_bytes + file.fetched_bytes)
+
+    def _hit(self, key: str, owner: str) -> Staged | None:
+        path = self._held.use(key, owner)
+        if path is None:
+            return None
+        self._held.count(hits=1)
+        return Staged(path=path)
+
+    def _one(self, kind: Kind, digest: Digest, owner: str) -> Staged:
+        key = key_of(kind, digest)
+        while True:
+            with self._guard:
+                if (hit := self._hit(key, owner)) is not None:
+                    return hit
+                flight = self._flights.get(key)
+                if flight is None:
+                    mine = self._flights[key] = Future()
+                    break
+            flight.result()  # and look again: it may be evicted by now
+        return self._fly(kind, digest, owner, mine)
+
+    def _fly(self, kind: Kind, digest: Digest, owner: str, flight: Future[None]) -> Staged:
+        key = key_of(kind, digest)
+        try:
+            room, fetched = self._fetch(kind, digest)
+        except BaseException as error:
+            with self._guard:
+                del self._flights[key]
+            flight.set_exception(error)
+            raise
+        with self._guard:
+            self._held.settle(room.folder, room.entry, owner)
+            self._held.count(misses=1, fetched_bytes=fetched)
+            del self._flights[key]
+        flight.set_result(None)
+        return Staged(path=room.path, fetched_bytes=fetched, here=False)
+
+    def _fetch(self, kind: Kind, digest: Digest) -> tuple[_Room, int]:
+        """Where the copy is now, and the bytes in it. A folder whose disk others have filled is left out."""
+        usable, helped = list(self._held.folders), False
+        while True:
+            room = _Room(self._held, key_of(kind, digest), usable, f"blob {digest}")
+            try:
+                return room, self._fetch_file(digest, room) if kind == "file" else self._fetch_tree(digest, room)
+            except DiskFull:
+                room.give_back()
+                if room.taken is None:  # of the budget, not of the disk
+                    raise
+                if len(usable) > 1:
+                    usable.remove(room.taken)
+                elif helped or not self._held.evict(room.taken, room.entry.bytes):
+                    raise
+                else:
+                    helped = True
+            except BaseException:
+                room.give_back()
+                raise
+
+    def _fetch_file(self, digest: Digest, room: _Room) -> int:
+        # the size that one job declares is compared after: a wrong one must not fail others that share the fetch
+        self._blobs.fetch(digest, None, lambda size: room.take(charge(size)))
+        return room.path.stat().st_size
+
+    def _fetch_tree(self, digest: Digest, room: _Room) -> int:
+        entries = read_tree(self._blobs, digest)
+        path = room.take(tree_charge(entries))
+        building = path.with_name(f"{PREFIX}{path.name}")
+        try:
+            build_tree(self._blobs, entries, building)
+            room.folder.name(room.key, building)
+        except BaseException:
+            with suppress(OSError):
+                remove_tree(building)
+            raise
+        return sum(entry.size for entry in entries if isinstance(entry, File))
+
+    # -- copies that others make
+    def find(self, kind: Kind, digest: Digest, owner: str) -> Path | None:
+        """The copy, pinned for the owner, if it is here."""
+        found = self._hit(key_of(kind, parse_digest(digest)), owner)
+        if found is None:
+            return None
+        self._note(owner, digest, None)
+        return found.path
+
+    @contextmanager
+    def landing(self, kind: Kind, bytes_: int | None) -> Iterator[Path]:
+        """A new path to make a copy at, which will count so much (None: nobody knows). What is left there at the end
+        goes away. DiskFull.
+        """
+        mark = f"{PREFIX}{secrets.token_hex(12)}"
+        folder = self._held.reserve(mark, bytes_ or charge(0), self._held.folders, "an input")
+        path = folder.path(f"{kind}/{mark}")
+        with self._guard:
+            self._landings[path] = folder, mark
+        try:
+            yield path
+        finally:
+            with self._guard:
+                del self._landings[path]
+            self._held.release(folder, mark)
+            with suppress(OSError):
+                remove_tree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def adopt(self, kind: Kind, digest: Digest, path: Path, bytes_: int, owner: str) -> Path:
+        """Makes what was made at a landing, whose digest was verified, the copy of its digest, pinned for the owner.
+
+        bytes_: what it counts. DiskFull: that is more than was said before, and there is no room for it.
+        """
+        folder, mark = self._landings[path]
+        key, more = key_of(kind, parse_digest(digest)), f"{mark}+"
+        kept = folder.shelf.get(mark)
+        assert kept is not None
+        if bytes_ > kept.bytes:
+            self._held.reserve(more, bytes_ - kept.bytes, [folder], f"blob {digest}")
+        try:
+            while True:
+                with self._guard:
+                    flight = self._flights.get(key)
+                    if flight is None:
+                        return self._adopted(folder, mark, Entry(key=key, bytes=bytes_, used=0), path, owner)
+                with suppress(Exception):
+                    flight.result()
+        finally:
+            self._held.release(folder, more)
+
+    def _adopted(self, folder: Folder, mark: str, entry: Entry, path: Path, owner: str) -> Path:
+        if (there := self._held.use(entry.key, owner)) is not None:
+            return there
+        folder.name(entry.key, path)
+        self._held.release(folder, mark)
+        self._held.settle(folder, entry, owner)
+        placed = folder.path(entry.key)
+        fetched = entry.bytes if placed.is_dir() else placed.stat().st_size
+        self._held.count(misses=1, fetched_bytes=fetched)
+        self._note(owner, f"sha256:{placed.name}", fetched)
+        return placed
+
+
+class _Room:
+    """The place of a copy that is being made, once its size is known. what: for messages."""
+
+    def __init__(self, held: Held, key: str, usable: Sequence[Folder], what: str) -> None:
+        self._held, self.key, self._usable, self._what = held, key, usable, what
+        self.taken: Folder | None = None
+        self.entry = Entry(key=key, bytes=0, used=0, here=False)
+
+    def take(self, bytes_: int) -> Path:
+        """Its path; the same one when asked again."""
+        if self.taken is None:
+            self.taken = self._held.reserve(self.key, bytes_, self._usable, self._what)
+            self.entry = replace(self.entry, bytes=bytes_)
+        return self.path
+
+    @property
+    def folder(self) -> Folder:
+        assert self.taken is not None
+        return self.taken
+
+    @property
+    def path(self) -> Path:
+        return self.folder.path(self.key)
+
+    def give_back(self) -> None:
+        if self.taken is not None:
+            self._held.release(self.taken, self.key)

@@ -22,7 +22,7 @@ from .newfile import PREFIX, local_disk, new_file, sync_directory
 from .store import check_name
 
 _BUFFER_BYTES = 1 << 20
-_SWEEP_AFTER_S = 24 * 3600.0
+SWEEP_AFTER_S = 24 * 3600.0
 
 
 class _ObjectFile:
@@ -43,7 +43,7 @@ class DirectoryStore:
     object counts as left behind. A put that is slower than that fails with StoreUnavailable and can be repeated.
     """
 
-    def __init__(self, path: Path, *, sweep_after_s: float = _SWEEP_AFTER_S, now_s: float | None = None) -> None:
+    def __init__(self, path: Path, *, sweep_after_s: float = SWEEP_AFTER_S, now_s: float | None = None) -> None:
         self._objects, self._new = path / "objects", path / "new"
         with local_disk(path):
             path.mkdir(parents=True, exist_ok=True, mode=0o700)

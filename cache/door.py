@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from batchyard.broker.blobs import Lines
-from batchyard.broker.errors import InputError, NotFound
+from batchyard.broker.errors import InputError
 from batchyard.broker.seal import KeyRing
 
-from .disk import DirectoryStore
-from .manifest import is_manifest
-from .sealed import BlobStore
+from .manifest import MOST_BYTES, Directory, Entry, File, Symlink, decode, is_manifest
+from .place import store_at
+from .sealed import BlobStore, OnBytes
 from .tree import fetch_tree, put_tree
 
 _HEAD_BYTES = 64
@@ -25,12 +25,12 @@ class Door:
     def __init__(self, blobs: BlobStore) -> None:
         self._blobs = blobs
 
-    def put(self, path: Path) -> dict[str, Any]:
+    def put(self, path: Path, *, on_bytes: OnBytes | None = None) -> dict[str, Any]:
         """Keep a file or directory, durable when it returns. InputError, OutputError, IntegrityError, DiskFull."""
-        blob = put_tree(self._blobs, path) if path.is_dir() else self._blobs.put_file(path)
+        blob = put_tree(self._blobs, path, on_bytes) if path.is_dir() else self._blobs.put_file(path, on_bytes)
         return blob.as_json()
 
-    def get(self, digest: str, path: Path) -> str:
+    def get(self, digest: str, path: Path, *, on_bytes: OnBytes | None = None) -> str:
         """Write a blob to `path`, whole or not at all; its kind. InputError: the path exists, or has no folder."""
         if path.exists() or path.is_symlink():
             raise InputError(f'"{path}" exists already; choose another place')
@@ -39,19 +39,40 @@ class Door:
         with self._blobs.open(digest) as stream:
             tree = is_manifest(stream.read(_HEAD_BYTES))
         if tree:
-            fetch_tree(self._blobs, digest, path)
+            fetch_tree(self._blobs, digest, path, on_bytes)
             return "tree"
-        self._blobs.fetch(digest, None, path, _FILE_MODE)
+        self._blobs.fetch(digest, None, path, _FILE_MODE, on_bytes)
         return "file"
+
+    def look(self, digest: str) -> dict[str, Any]:
+        """Kind, size of the content in bytes, and a tree's entries in order of their paths; see `Blobs.look`."""
+        with self._blobs.open(digest) as stream:
+            tree, size = is_manifest(stream.read(_HEAD_BYTES)), stream.raw.size
+        if not tree:
+            return {"digest": digest, "kind": "file", "size": size, "entries": []}
+        entries = decode(self._blobs.read_bytes(digest, MOST_BYTES), digest)
+        size = sum(entry.size for entry in entries if isinstance(entry, File))
+        return {"digest": digest, "kind": "tree", "size": size, "entries": [_shown(entry) for entry in entries]}
 
     def open(self, digest: str) -> AbstractContextManager[Lines]:
         """The blob as a stream; IntegrityError at its end if it is not whole."""
         return self._blobs.open(digest)
 
 
+def _shown(entry: Entry) -> dict[str, Any]:
+    """As `Blobs.look` gives it. mode: what `get` gives the file or directory."""
+    path = entry.path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    match entry:
+        case File():
+            mode = "0555" if entry.executable else "0444"
+            return {"path": path, "type": "file", "mode": mode, "size": entry.size, "digest": entry.digest}
+        case Directory():
+            return {"path": path, "type": "directory", "mode": "0755"}
+        case Symlink():
+            target = entry.target.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+            return {"path": path, "type": "symlink", "mode": "0777", "target": target}
+
+
 def open_store(store: str, ring: KeyRing, *, create: bool = False) -> Door:
-    """The directory store at a path. NotFound: there is none, and it is not to be made."""
-    path = Path(store)
-    if not create and not (path / "objects").is_dir():
-        raise NotFound(f'there is no blob store at "{path}"; correct --store')
-    return Door(BlobStore(DirectoryStore(path), ring))
+    """The store of a spec, as `store_at` has it."""
+    return Door(BlobStore(store_at(store, create=create), ring))

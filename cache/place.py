@@ -8,25 +8,28 @@ from urllib.parse import parse_qsl, urlsplit
 
 from batchyard.broker.errors import InvalidConfig, NotFound
 
-from .disk import DirectoryStore
+from .disk import SWEEP_AFTER_S, DirectoryStore
 from .store import Store
 
 _OPTIONS = {"credentials", "profile"}
 
 
-def store_at(spec: str, *, create: bool = False) -> Store:
-    """The store; create: make the folder or the bucket if there is none. InvalidConfig, NotFound, StoreUnavailable."""
+def store_at(spec: str, *, create: bool = False, sweep_after_s: float = SWEEP_AFTER_S) -> Store:
+    """The store; create: make the folder or the bucket if there is none. InvalidConfig, NotFound, StoreUnavailable.
+
+    sweep_after_s: unfinished objects of that age are what killed writers left; 0 where nobody else writes.
+    """
     if spec.startswith("s3://"):
-        return _bucket(spec, create)
+        return _bucket(spec, create, sweep_after_s)
     if "://" in spec:
         raise InvalidConfig(f'"{spec}" is no store; give a folder, or s3://BUCKET[/PREFIX]?credentials=FILE')
     path = Path(spec)
     if not create and not (path / "objects").is_dir():
         raise NotFound(f'there is no blob store at "{path}"; correct --store')
-    return DirectoryStore(path)
+    return DirectoryStore(path, sweep_after_s=sweep_after_s)
 
 
-def _bucket(spec: str, create: bool) -> Store:
+def _bucket(spec: str, create: bool, sweep_after_s: float) -> Store:
     from .access import S3Access  # the SDK takes a while to import, and a folder needs none
     from .s3 import S3Store
 
@@ -42,4 +45,5 @@ def _bucket(spec: str, create: bool) -> Store:
     else:
         access = S3Access.of_environment(os.environ)
     prefix = parts.path.strip("/")
-    return S3Store(access, parts.hostname, f"{prefix}/" if prefix else "", create=create)
+    prefix = f"{prefix}/" if prefix else ""
+    return S3Store(access, parts.hostname, prefix, create=create, sweep_after_s=sweep_after_s)

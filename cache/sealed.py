@@ -1,20 +1,22 @@
 """Blobs by digest over a store that is not trusted: sealed on the way in, verified on the way out.
 
-What fails to open is looked at once more, and if it fails again deleted, counted, and reported as IntegrityError. An
-object sealed under a key that this ring lacks is reported (SealUnknown) and left alone: it may be this node's key file
-that is old.
+What fails to open, or what the store itself cannot read, is looked at once more, and if it fails again deleted,
+counted, and reported as IntegrityError. An object sealed under a key that this ring lacks is reported (SealUnknown) and
+left alone: it may be this node's key file that is old.
 """
 
 from __future__ import annotations
 
 import io
+import logging
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias, TypeVar
 
 from batchyard.broker.errors import (
     BatchyardError,
@@ -23,11 +25,16 @@ from batchyard.broker.errors import (
     NotFound,
     StoreUnavailable,
 )
-from batchyard.broker.seal import KeyRing, Opening, SealUnknown
+from batchyard.broker.seal import KeyRing, Opening, Readable, SealUnknown
 
 from .digest import Blob, Digest, Kind, copy_hashed, digest_of, parse_digest
 from .newfile import new_file
-from .store import Store
+from .store import CopyLost, Store, Unreadable, levels
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+OnBytes: TypeAlias = Callable[[int], None]
+"""Hears how many more bytes of content are done; in the end, of a call that succeeds, as many as the blob has."""
 
 
 @dataclass(slots=True)
@@ -59,7 +66,7 @@ class BlobStore:
         self._store, self._ring = store, ring
         self.counters = Counters()
 
-    def put_file(self, path: Path) -> Blob:
+    def put_file(self, path: Path, on_bytes: OnBytes | None = None) -> Blob:
         """Keep a file's content, durable when it returns. InputError: not a readable file. IntegrityError: the file
         changed while it was read. If the blob is there already, no bytes are moved.
         """
@@ -71,13 +78,13 @@ class BlobStore:
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise InputError(f'"{path}" is not a file; give a file, or put a directory as a tree')
-            return self.put_fd(fd)
+            return self.put_fd(fd, on_bytes)
         except OSError as error:  # of reading the file: a store raises none
             raise InputError(f'"{path}" cannot be read: {error.strerror}') from error
         finally:
             os.close(fd)
 
-    def put_fd(self, fd: int) -> Blob:
+    def put_fd(self, fd: int, on_bytes: OnBytes | None = None) -> Blob:
         """As `put_file`, for a regular file that is open for reading. Moves the file's position."""
         before = os.fstat(fd)
         with io.FileIO(fd, closefd=False) as file:
@@ -87,13 +94,16 @@ class BlobStore:
             if size != before.st_size or (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
                 raise IntegrityError(f"the bytes of {digest} changed while they were read")
             file.seek(0)
-            return self._put(file, digest, size, "file")
+            reader = _Told(file, on_bytes)
+            blob = self._put(reader, digest, size, "file")
+            reader.tell(size - reader.told)  # what the store had already was not read
+            return blob
 
     def put_bytes(self, data: bytes, kind: Kind = "file") -> Blob:
         """Keep bytes, durable when it returns."""
         return self._put(io.BytesIO(data), digest_of(data), len(data), kind)
 
-    def _put(self, reader: io.FileIO | io.BytesIO, digest: Digest, size: int, kind: Kind) -> Blob:
+    def _put(self, reader: Readable, digest: Digest, size: int, kind: Kind) -> Blob:
         sealing = self._ring.seal_stream(reader, digest, size)
         if self._store.put_if_absent(self._ring.name(digest), sealing, sealing.length):
             self.counters.add(puts=1, sealed_bytes_in=sealing.length)
@@ -105,24 +115,46 @@ class BlobStore:
         """Whether the store has an object for this digest; says nothing of its content."""
         return self._store.stat(self._ring.name(parse_digest(digest))) is not None
 
-    def fetch(self, digest: Digest, size: int | None, sink_path: Path, mode: int = 0o444) -> None:
+    def fetch(
+        self,
+        digest: Digest,
+        size: int | None,
+        sink_path: Path | Callable[[int], Path],
+        mode: int = 0o444,
+        on_bytes: OnBytes | None = None,
+    ) -> None:
         """Write the verified plaintext to `sink_path`, which appears whole, with this mode, or not at all.
 
-        Not synced: after a power cut a copy may be cut short. NotFound; IntegrityError; DiskFull; StoreUnavailable;
+        `sink_path` may be a function of the authentic size, called before anything is written, perhaps twice. Not
+        synced: after a power cut a copy may be cut short. NotFound; IntegrityError; DiskFull; StoreUnavailable;
         InputError if `size` is given and wrong.
         """
-        with self._opened(digest) as opening, new_file(sink_path.parent) as new:
+        told = _Told(None, on_bytes)
+        _again(lambda: self._fetch(digest, size, sink_path, mode, told))
+
+    def _fetch(
+        self, digest: Digest, size: int | None, sink_path: Path | Callable[[int], Path], mode: int, told: _Told
+    ) -> None:
+        with self._opened(digest) as opening:
             if size is not None and size != opening.size:
                 raise InputError(
                     f"blob {digest} has {opening.size} bytes, not {size}; correct the size or leave it out"
                 )
-            for piece in opening.chunks():
-                new.write(piece)
-            new.replace(sink_path, mode)
+            path = sink_path if isinstance(sink_path, Path) else sink_path(opening.size)
+            done = 0
+            with new_file(path.parent) as new:
+                for piece in opening.chunks():
+                    done += len(piece)
+                    new.write(piece)
+                    told.tell(max(0, done - told.told))  # from another copy, what was told already is not told again
+                new.replace(path, mode)
             self.counters.add(fetches=1, plain_bytes_out=opening.size)
 
     def read_bytes(self, digest: Digest, limit: int) -> bytes:
         """The verified content of a blob of at most `limit` bytes. InputError: it is larger."""
+        return _again(lambda: self._read_bytes(digest, limit))
+
+    def _read_bytes(self, digest: Digest, limit: int) -> bytes:
         with self._opened(digest) as opening:
             if opening.size > limit:
                 raise InputError(f"blob {digest} has {opening.size} bytes; at most {limit} are allowed here")
@@ -152,26 +184,66 @@ class BlobStore:
                 yield opening
         except SealUnknown:
             raise
+        except Unreadable as error:
+            raise self._condemn(digest, name, IntegrityError(f"blob {digest} is damaged: {error}")) from error
         except IntegrityError as error:
             if opening is not None and error is not opening.failure:
                 raise  # of something else that the caller did meanwhile
             raise self._condemn(digest, name, error) from error
 
-    def _condemn(self, digest: Digest, name: str, cause: IntegrityError) -> BatchyardError:
-        """Delete an object that did not open, unless a second look finds it sound; the error to raise.
+    def _condemn(self, digest: Digest, name: str, cause: BatchyardError) -> BatchyardError:
+        """Delete a copy that did not open, unless a second look finds it sound; the error to raise.
 
-        The second look forgives a bad read, and an object that another node has already replaced.
+        The second look forgives a bad read, and an object that another node has already replaced. Each level is looked
+        at by itself, the nearest first: a bad copy near us takes no good one with it.
         """
-        try:
-            with self._store.get(name) as reader:
-                for _ in self._ring.opening(reader, digest).chunks():
-                    pass
-        except SealUnknown as error:
-            return error
-        except NotFound:
-            return IntegrityError(f"{cause}; it was deleted from the store, put it again")
-        except IntegrityError:
-            self._store.delete(name)
-            self.counters.add(corrupt=1)
-            return IntegrityError(f"{cause}; it was deleted from the store, put it again")
-        return StoreUnavailable(f"{cause} at first and did at a second look; try again")
+        every = levels(self._store)
+        for level in every:
+            durable = level is every[-1]
+            try:
+                with level.get(name) as reader:
+                    for _ in self._ring.opening(reader, digest).chunks():
+                        pass
+            except SealUnknown as error:
+                return error
+            except NotFound:
+                continue
+            except (IntegrityError, Unreadable):
+                level.delete(name)
+                self.counters.add(corrupt=1)
+                if not durable:
+                    return CopyLost(f"{cause}; that copy was deleted, try again")
+                break
+            except StoreUnavailable:
+                if durable:
+                    raise
+                continue
+            said = f"{cause} at first and did at a second look; try again"
+            return StoreUnavailable(said) if len(every) == 1 else CopyLost(said)
+        return IntegrityError(f"{cause}; it was deleted from the store, put it again")
+
+
+def _again(act: Callable[[], T]) -> T:
+    """Once more if the copy that was read is given up: the next one is another."""
+    try:
+        return act()
+    except CopyLost as error:
+        log.warning("%s", error)
+        return act()
+
+
+class _Told:
+    """A reader that tells how far it was read."""
+
+    def __init__(self, reader: Readable | None, on_bytes: OnBytes | None) -> None:
+        self._reader, self._on_bytes, self.told = reader, on_bytes, 0
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        count = (self._reader.readinto(buffer) or 0) if self._reader is not None else 0
+        self.tell(count)
+        return count
+
+    def tell(self, count: int) -> None:
+        self.told += count
+        if self._on_bytes is not None and count:
+            self._on_bytes(count)

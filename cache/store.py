@@ -11,14 +11,29 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from batchyard.broker.errors import StoreUnavailable
 from batchyard.broker.seal import Readable
 
 _NAME = re.compile(r"[0-9a-f]{64}")
 
 
+class Unreadable(StoreUnavailable):
+    """The store answers, knows the object, and does not give its bytes, however often it is asked: bit rot that the
+    store itself has seen. A network that fails is plain StoreUnavailable.
+    """
+
+
+class CopyLost(StoreUnavailable):
+    """The copy that was read is given up, and there may be another: the same call again reads that one."""
+
+
+def is_name(name: str) -> bool:
+    return _NAME.fullmatch(name) is not None
+
+
 def check_name(name: str) -> str:
     """The name, unchanged. ValueError: not 64 lower-case hex digits (names become paths and prefixes)."""
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         raise ValueError(f"{name!r:.90} is not an object name: 64 lower-case hex digits")
     return name
 
@@ -41,7 +56,8 @@ class Store(Protocol):
 
     def get(self, name: str) -> AbstractContextManager[Readable]:
         """The bytes from the first on. NotFound: no such object. A get that has begun MUST survive a delete or end
-        early; it MUST NOT go on with another object's bytes.
+        early; it MUST NOT go on with another object's bytes. Where a store can tell an end that comes too early, reads
+        raise StoreUnavailable, or Unreadable where only a new put can help.
         """
         ...
 
@@ -56,3 +72,11 @@ class Store(Protocol):
     def names(self) -> Iterator[str]:
         """Names of all objects, in any order; those put or deleted meanwhile may be there or not."""
         ...
+
+
+def levels(store: Store) -> tuple[Store, ...]:
+    """The stores that may each have a copy of an object, the nearest first and the durable one last. Most stores are
+    their own only level; one that is made of others names them in `levels`.
+    """
+    found: tuple[Store, ...] = getattr(store, "levels", (store,))
+    return found

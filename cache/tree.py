@@ -16,39 +16,39 @@ from .beneath import kind_of, looked_at, reading
 from .digest import Blob, Digest
 from .manifest import MOST_BYTES, MOST_DEPTH, MOST_ENTRIES, BadEntry, Directory, Entry, File, Symlink, decode, encode
 from .newfile import PREFIX, local_disk
-from .sealed import BlobStore
+from .sealed import BlobStore, OnBytes
 
 _EXECUTABLE = 0o111
 
 
-def put_tree(blobs: BlobStore, root: Path | int) -> Blob:
+def put_tree(blobs: BlobStore, root: Path | int, on_bytes: OnBytes | None = None) -> Blob:
     """Keep a directory, given as a path or an open directory, durable when it returns.
 
     Follows no symlink and reads nothing outside of `root`, whatever changes meanwhile. OutputError: a fifo, socket or
     device in it, a symlink that does not lead to something in it, a file that cannot be read or changes.
     """
     if isinstance(root, int):
-        return _put(blobs, root)
+        return _put(blobs, root, on_bytes)
     try:
         fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise OutputError(f'"{root}" cannot be read as a directory: {error.strerror}') from error
     try:
-        return _put(blobs, fd)
+        return _put(blobs, fd, on_bytes)
     finally:
         os.close(fd)
 
 
-def _put(blobs: BlobStore, root: int) -> Blob:
+def _put(blobs: BlobStore, root: int, on_bytes: OnBytes | None) -> Blob:
     entries: list[Entry] = []
     try:
-        _walk(blobs, root, "", entries)
+        _walk(blobs, root, "", entries, on_bytes)
         return blobs.put_bytes(encode(entries), "tree")
     except BadEntry as error:
         raise OutputError(str(error)) from error
 
 
-def _walk(blobs: BlobStore, folder: int, prefix: str, entries: list[Entry]) -> None:
+def _walk(blobs: BlobStore, folder: int, prefix: str, entries: list[Entry], on_bytes: OnBytes | None) -> None:
     with _readable(prefix or "."):
         names = sorted(os.listdir(folder))
     for name in names:
@@ -61,10 +61,10 @@ def _walk(blobs: BlobStore, folder: int, prefix: str, entries: list[Entry]) -> N
             if stat.S_ISDIR(status.st_mode):
                 entries.append(Directory(path=path))
                 with reading(found) as fd:
-                    _walk(blobs, fd, path + "/", entries)
+                    _walk(blobs, fd, path + "/", entries, on_bytes)
             elif stat.S_ISREG(status.st_mode):
                 with reading(found) as fd:
-                    blob = blobs.put_fd(fd)
+                    blob = blobs.put_fd(fd, on_bytes)
                 executable = bool(status.st_mode & _EXECUTABLE)
                 entries.append(File(path=path, digest=blob.digest, size=blob.size, executable=executable))
             elif stat.S_ISLNK(status.st_mode):
@@ -85,20 +85,31 @@ def _readable(path: str) -> Iterator[None]:
         raise OutputError(f"{path[:200]!r} cannot be read: {error.strerror}") from error
 
 
-def fetch_tree(blobs: BlobStore, digest: Digest, dest: Path) -> int:
+def fetch_tree(blobs: BlobStore, digest: Digest, dest: Path, on_bytes: OnBytes | None = None) -> int:
     """Make the directory `dest` with the tree in it; it appears whole or not at all. Gives the bytes in its files.
 
     Files get mode 0444, or 0555 if executable; directories 0755. `dest` must not exist, but its parent must.
     InputError: not a tree, a hostile one, or `dest` exists. Else as `BlobStore.fetch`.
     """
-    entries = decode(blobs.read_bytes(digest, MOST_BYTES), digest)
+    entries = read_tree(blobs, digest)
     if os.path.lexists(dest):
         raise InputError(f'"{dest}" exists already; choose another place for tree {digest}')
+    build_tree(blobs, entries, dest, on_bytes)
+    return sum(entry.size for entry in entries if isinstance(entry, File))
+
+
+def read_tree(blobs: BlobStore, digest: Digest) -> tuple[Entry, ...]:
+    """What is in a tree. InputError: not a tree, or a hostile one. Else as `BlobStore.read_bytes`."""
+    return decode(blobs.read_bytes(digest, MOST_BYTES), digest)
+
+
+def build_tree(blobs: BlobStore, entries: tuple[Entry, ...], dest: Path, on_bytes: OnBytes | None = None) -> None:
+    """Make a directory of what `read_tree` gave; as `fetch_tree`."""
     building = dest.parent / (PREFIX + secrets.token_hex(12))
     try:
         with local_disk(dest.parent):
             building.mkdir(mode=0o700)
-        _build(blobs, entries, building)
+        _build(blobs, entries, building, on_bytes)
         with local_disk(dest):
             building.chmod(0o755)
             os.rename(building, dest)
@@ -106,10 +117,9 @@ def fetch_tree(blobs: BlobStore, digest: Digest, dest: Path) -> int:
         with suppress(OSError):
             remove_tree(building)
         raise
-    return sum(entry.size for entry in entries if isinstance(entry, File))
 
 
-def _build(blobs: BlobStore, entries: tuple[Entry, ...], top: Path) -> None:
+def _build(blobs: BlobStore, entries: tuple[Entry, ...], top: Path, on_bytes: OnBytes | None) -> None:
     # symlinks last: nothing is ever written through one
     for entry in entries:
         match entry:
@@ -118,7 +128,8 @@ def _build(blobs: BlobStore, entries: tuple[Entry, ...], top: Path) -> None:
                     (top / entry.path).mkdir()
                     (top / entry.path).chmod(0o755)
             case File():
-                blobs.fetch(entry.digest, entry.size, top / entry.path, 0o555 if entry.executable else 0o444)
+                mode = 0o555 if entry.executable else 0o444
+                blobs.fetch(entry.digest, entry.size, top / entry.path, mode, on_bytes)
             case Symlink():
                 pass
     for entry in entries:

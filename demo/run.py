@@ -1,250 +1,247 @@
 """The product from one end to the other on this machine; `make demo` runs it.
 
-A yard comes up in build/demo. Real data is cut into parts, a Celery chord runs one job over each part and one that
-joins their outputs, a failing job says why, and all is stopped again. What is under "a plain Celery producer" is all
-that a program of yours needs: it uses nothing of Batchyard.
+A yard with two nodes comes up in build/demo. Three canvases of plain Celery (producer.py) run in it side by side, over
+real data: which photographs show the same, a table over 336,776 flights, a film transcoded in segments. Each result is
+checked against what is known of it, and all is stopped again. Run it a second time: no input moves again.
 """
 
 from __future__ import annotations
 
+import re
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from os import getpid
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
-from celery import Celery, chord, signature
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
+import click
+from celery import Celery
+from celery.result import AsyncResult, GroupResult
+from rich.markup import escape
 
 import flights
 import images
+import photographs
+import producer
+import results
+import yard
 from batchyard.broker.client import Client
 from batchyard.broker.endpoints import Endpoints
 from batchyard.broker.errors import BatchyardError
 from batchyard.broker.record import Record
-from batchyard.worker.supervise import tie_to
+from batchyard.broker.seal import KeyRing
+from batchyard.cache.place import store_at
+from batchyard.cache.sealed import BlobStore, Counters
+from packages import Apt, NoPackages, Tell
+from results import Canvas, Digests, Failed
+from screen import Part, Screen, Staged, summary
 
 BUILD = Path(__file__).resolve().parents[1] / "build" / "demo"
-IMAGE = "batchyard-demo/busybox:1"
-PARTS = 8
-STOP_S = 120.0
-
-COUNT = (
-    f'awk -F, \'{{n[${flights.CARRIER}]++; if (${flights.DELAY} != "" && ${flights.DELAY} != "NA")'
-    f" {{m[${flights.CARRIER}]++; s[${flights.CARRIER}] += ${flights.DELAY}}}}}"
-    ' END {for (c in n) printf "%s %d %d %d\\n", c, n[c], m[c], s[c]}\' /in/part.csv >/work/carriers'
-    " && echo $(wc -l </in/part.csv) rows, $(wc -l </work/carriers) carriers"
-)
-JOIN = (
-    "cat /in/parts/*/carriers | awk '{n[$1] += $2; m[$1] += $3; s[$1] += $4}"
-    ' END {for (c in n) printf "%s %d %d %d\\n", c, n[c], m[c], s[c]}\' | sort >/work/table'
-    " && echo joined $(ls /in/parts | wc -l) outputs"
-)
-
-out = Console(highlight=False)
+CSV_PARTS = 8
+LIMIT_S = 900
+IMAGES = {
+    producer.PYTHON: (
+        ("python3", "python3-pil", "python3-numpy", "dash"),
+        ("python3", "-c", "import json, random, numpy; from PIL import Image, ImageEnhance, ImageOps; Image.init()"),
+    ),
+    producer.FFMPEG: (("ffmpeg", "dash", "coreutils"), ("ffmpeg", "-version")),
+}
+"""Image → OS packages, and a command that warms it up."""
+_STAGED = re.compile(r"inputs? staged: ([\d.,]+) ([kMGT]?B|bytes?) fetched, (\d+) of (\d+) already here")
+_UNITS = {"byte": 1.0, "bytes": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
+T = TypeVar("T")
 
 
-class Failed(Exception):
-    """The demo did not show what it should; the message says why."""
-
-
-# -- a plain Celery producer -------------------------------------------------------------------------------------------
-
-
-def part_job(digest: str, n: int) -> Any:
-    """Count flights and minutes of delay by carrier in one part."""
-    job = {
-        "image": IMAGE,
-        "name": f"part-{n}",
-        "command": ["sh", "-c", COUNT],
-        "vcpus": 0.25,
-        "memory_mib": 64,
-        "inputs": {"/in/part.csv": digest},
-        "outputs": {"carriers": "/work/carriers"},
-    }
-    return signature("batchyard.run", kwargs={"job": job}, queue="cpu")
-
-
-def join_job() -> Any:
-    """Add up what the parts counted: the output `carriers` of each is /in/parts/<n>/carriers."""
-    job = {
-        "image": IMAGE,
-        "name": "join",
-        "command": ["sh", "-c", JOIN],
-        "vcpus": 0.25,
-        "memory_mib": 64,
-        "inputs": {"/in/parts": {"from": "carriers"}},
-        "outputs": {"table": "/work/table"},
-    }
-    return signature("batchyard.run", kwargs={"job": job}, queue="cpu")
-
-
-def failing_job() -> Any:
-    """A job that fails."""
-    command = ["sh", "-c", "echo 'there is no 337th thousand' >&2; exit 3"]
-    job = {"image": IMAGE, "name": "failing", "command": command, "vcpus": 0.25, "memory_mib": 64}
-    return signature("batchyard.run", kwargs={"job": job}, queue="cpu")
-
-
-# -- the demo ----------------------------------------------------------------------------------------------------------
-
-
-def main() -> int:
-    """The exit code: 0 when everything came out as it should."""
+@click.command()
+@click.option("--svg", type=click.Path(path_type=Path), help="Also draw what is shown into this file.")
+def main(svg: Path | None) -> None:
+    """Run the demo. Exit code 0: all parts ran, and everything came out as it should."""
     began = time.monotonic()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)  # so that the yard is stopped
+    screen = Screen(svg)
+    sys.unraisablehook = lambda _: None  # when it ends early, Celery's results still want to unsubscribe from Redis
     try:
-        with step("the image, from this machine's busybox"):
-            images.busybox(IMAGE)
-        with step(f"the data, {flights.PACKAGE}"):
-            whole = flights.fetch(BUILD)
-            parts = flights.split(whole, BUILD / "parts", PARTS)
-        with yard(BUILD / "state") as ends:
-            show(ends, whole, parts, began)
-    except (BatchyardError, RuntimeError, flights.NoData, Failed) as error:
-        out.print(f"[red]error:[/] {error}", soft_wrap=True)
-        return 1
+        canvases, lacks = prepare(screen)
+        show(screen, canvases)
+        if lacks:
+            raise Failed("what ran came out right, but something was left out (see above)")
+    except (BatchyardError, RuntimeError, yard.NoYard, Failed) as error:
+        screen.out.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
+        sys.exit(1)
     except KeyboardInterrupt:
-        sys.unraisablehook = lambda _: None  # Celery's pending results want to unsubscribe, and Redis is gone
-        return 130
-    out.print(f"all well, and all stopped, in {time.monotonic() - began:.1f} s")
-    return 0
+        sys.exit(130)
+    screen.say("")
+    screen.done("all came out right, and all is stopped", time.monotonic() - began)
+    screen.save()
 
 
-def show(ends: Endpoints, whole: Path, parts: list[Path], began: float) -> None:
-    """Runs the jobs and prints what they did. Raises Failed."""
-    app = Celery(broker=ends.broker_url, backend=ends.result_backend)  # signatures use it: it is the current app
+# -- what it needs, fetched and made once ------------------------------------------------------------------------------
+
+
+def prepare(screen: Screen) -> tuple[list[Canvas], list[str]]:
+    """What can be run here, and what could not be had. Raises Failed, RuntimeError: nothing can be run."""
+    images.exists(producer.SHELL)  # without an engine, nothing of the rest makes sense
+    apt, lacks = Apt(BUILD / "packages"), list[str]()
+
+    def attempt(what: str, act: Callable[[Tell], T]) -> T | None:
+        try:
+            with screen.step(what) as tell:
+                return act(tell)
+        except (NoPackages, photographs.NoPhotographs, flights.NoData, RuntimeError) as error:
+            screen.say(f"[yellow]left out:[/] {escape(f'{what}: {error}')}")
+            lacks.append(what)
+            return None
+
+    shell = attempt("image with a shell, from this machine's busybox", lambda _: shell_image())
+    python = attempt("image with Python and numpy, from OS packages", lambda tell: image(producer.PYTHON, apt, tell))
+    ffmpeg = attempt("image with ffmpeg, from OS packages", lambda tell: image(producer.FFMPEG, apt, tell))
+    files, lack = attempt("photographs", lambda tell: photographs.fetch(BUILD / "photographs", apt, tell)) or ([], "")
+    if lack:
+        screen.say(f"[yellow]fewer photographs, {len(files)}:[/] {escape(lack)}")
+        lacks.append(lack)
+    whole = attempt(f"flights, {flights.PACKAGE}", lambda _: flights.fetch(BUILD))
+    canvases: list[Canvas] = []
+    if python and files:
+        canvases.append(results.photographs_alike(files))
+    if shell and whole:
+        canvases.append(results.flights_table(whole, flights.split(whole, BUILD / "parts", CSV_PARTS)))
+    if ffmpeg and files:
+        canvases.append(results.film([file for file in files if file.suffix == ".jpg"], BUILD))
+    if not canvases:
+        raise Failed("nothing that it needs can be had here (see above)")
+    return canvases, lacks
+
+
+def shell_image() -> bool:
+    images.busybox(producer.SHELL)
+    return True
+
+
+def image(tag: str, apt: Apt, tell: Tell) -> bool:
+    """One of IMAGES, unless the engine has it. Raises NoPackages, RuntimeError."""
+    if not images.exists(tag):
+        packages, warm = IMAGES[tag]
+        if not apt.there():
+            tell("there is no apt here: from debian:bookworm-slim")
+            images.from_registry(tag, packages)
+            return True
+        files = apt.closure(packages, tell)
+        tell(f"{len(files)} packages into one")
+        images.from_packages(tag, files, warm)
+    return True
+
+
+# -- the run -----------------------------------------------------------------------------------------------------------
+
+
+def show(screen: Screen, canvases: Sequence[Canvas]) -> None:
+    """Runs the canvases in a yard, says what they did, and checks it. Raises Failed, NoYard."""
+    with ExitStack() as stack:
+        with screen.step(f"a yard: Redis, controller, Flower, nodes {' and '.join(producer.NODES)}") as tell:
+            ends = stack.enter_context(yard.yard(BUILD, producer.NODES, tell))
+        client = stack.enter_context(Client.of(ends))
+        screen.say(f"[dim]  flower {ends.flower_url}; blobs in {yard.store_name(ends)}[/]")
+        digests, puts = put(screen, ends, canvases)
+        began = time.monotonic()
+        sent = send(ends, canvases, digests)
+        parts = [Part(title=canvas.title, ids=ids_of(result)) for canvas, result in zip(canvases, sent, strict=True)]
+        records = watch(screen, client, parts)
+        screen.done(f"{len(records)} jobs", time.monotonic() - began)
+        staged = {record.id: staged_of(client.logs(record.id)) for record in records}
+        screen.section("where each job ran, and what moved")
+        screen.say(summary(records, staged, producer.NODES))
+        moved(screen, puts, sum(staged.values(), Staged()))
+        for canvas, result in zip(canvases, sent, strict=True):
+            screen.section(canvas.title)
+            canvas.check(screen, client, result.get(timeout=60)["outputs"])
+        screen.section("a job that fails")
+        fail(screen)
+
+
+def put(screen: Screen, ends: Endpoints, canvases: Sequence[Canvas]) -> tuple[dict[Path, str], Counters]:
+    """The inputs into the blob store: their digests, and what had to be put."""
+    blobs = BlobStore(store_at(str(ends.store), create=True), KeyRing.load(Path(str(ends.key_file))))
+    files = list(dict.fromkeys(file for canvas in canvases for file in canvas.inputs))
+    digests: dict[Path, str] = {}
+    size = sum(file.stat().st_size for file in files)
+    with screen.step(f"{len(files)} inputs, {size / 1e6:.0f} MB, into the blob store") as tell:
+        for n, file in enumerate(files):
+            tell(f"{n} of {len(files)}")
+            digests[file] = blobs.put_file(file).digest
+    return digests, blobs.counters
+
+
+def send(ends: Endpoints, canvases: Sequence[Canvas], digests: Digests) -> list[AsyncResult[Any]]:
+    """All at once, the longest job first. This is all that connects a producer."""
+    app = Celery(broker=ends.broker_url, backend=ends.result_backend)
     app.conf.broker_transport_options = ends.transport_options
-    with Client.of(ends) as client:
-        with step(f"{len(parts)} parts into the blob store"):
-            blobs = [client.put(part) for part in parts]
-        out.print(f"a chord of {len(parts)} jobs over {sum(b['size'] for b in blobs) / 1e6:.0f} MB, and one that joins")
-        joined = chord([part_job(blob["digest"], n) for n, blob in enumerate(blobs)], join_job()).apply_async()
-        members: Any = joined.parent
-        watch(client, [*(member.id for member in members.results), joined.id], began)
-        result = joined.get(timeout=60)
-        print_table(whole, read_table(client, result["outputs"]["table"]["digest"]))
-        fail()
+    app.set_current()
+    sent = [canvas.make(digests).apply_async() for canvas in reversed(canvases)]
+    return sent[::-1]
 
 
-def watch(client: Client, ids: list[str], began: float) -> None:
-    """Shows the jobs until all have ended, and how long the first one took. Raises Failed."""
-    seen: dict[str, Record] = {}
-    first: list[float] = []
-
-    def change(record: Record) -> None:
-        seen[record.id] = record
-        if record.state.ended and not first:
-            first.append(time.monotonic() - began)
-        if out.is_terminal:
-            live.update(board(seen, ids))
-        elif record.state.ended:
-            out.print(f"  {record.name}: {record.state} on {record.node}", soft_wrap=True)
-
-    with Live(board(seen, ids), console=out, refresh_per_second=10, transient=not out.is_terminal) as live:
-        if not out.is_terminal:
-            live.stop()
-        records = client.wait(ids, timeout_s=300, on_change=change)
-    if bad := [r for r in records if r.state != "SUCCEEDED"]:
-        raise Failed(f"job {bad[0].name or bad[0].id} failed: {bad[0].reason}")
-    out.print(f"the first job's result came [bold]{first[0]:.1f} s[/] after `make demo` began")
+def ids_of(result: Any) -> tuple[str, ...]:
+    """The jobs behind a canvas' result, as far as they run before it and with it."""
+    if result is None:
+        return ()
+    before = ids_of(result.parent)
+    if isinstance(result, GroupResult):
+        own = tuple(job for member in result.results or () for job in ids_of(member))
+    else:
+        own = (str(result.id),)
+    return tuple(dict.fromkeys((*before, *own)))
 
 
-def board(seen: dict[str, Record], ids: list[str]) -> Table:
-    """The jobs as they are now."""
-    table = Table("job", "state", "node", "seconds", box=None, pad_edge=False)
-    colours = {"SUCCEEDED": "green", "FAILED": "red", "RUNNING": "cyan", "STARTING": "cyan"}
-    for job_id in ids:
-        r = seen.get(job_id)
-        if r is None:
-            table.add_row(job_id[:8], "waits", "", "")
-            continue
-        ran = f"{r.ended - r.started:.1f}" if r.started and r.ended else ""
-        table.add_row(r.name, f"[{colours.get(r.state, 'default')}]{r.state}[/]", r.node or "", ran)
-    return table
+def watch(screen: Screen, client: Client, parts: Sequence[Part]) -> list[Record]:
+    """Shows the jobs until all have ended. Raises Failed as soon as one fails."""
+    with screen.board(parts) as hear:
+
+        def change(record: Record) -> None:
+            hear(record)
+            if record.state == "FAILED":
+                last = "\n".join(list(client.logs(record.id))[-5:])
+                raise Failed(f"job {record.name} failed: {record.reason}; its log ends:\n{last}")
+
+        return client.wait([job for part in parts for job in part.ids], timeout_s=LIMIT_S, on_change=change)
 
 
-def read_table(client: Client, digest: str) -> dict[str, flights.Line]:
-    """The joined output."""
-    with TemporaryDirectory() as folder:
-        client.get(digest, Path(folder) / "table")
-        lines = [line.split() for line in (Path(folder) / "table").read_text().splitlines()]
-    return {c: flights.Line(flights=int(n), arrived=int(m), delay_min=int(s)) for c, n, m, s in lines}
+def staged_of(log: Iterable[str]) -> Staged:
+    """What a job's log says of its inputs: `3 inputs staged: 12.3 MB fetched, 2 of 3 already here`."""
+    for line in log:
+        if found := _STAGED.search(line):
+            here, inputs = int(found[3]), int(found[4])
+            fetched_bytes = float(found[1].replace(",", "")) * _UNITS[found[2]]
+            return Staged(fetched=inputs - here, fetched_bytes=fetched_bytes, here=here)
+    return Staged()
 
 
-def print_table(whole: Path, found: dict[str, flights.Line]) -> None:
-    """Prints it, worst carrier first, and compares with the same computed here. Raises Failed."""
-    table = Table("carrier", title="2013, from New York City", box=None, pad_edge=False)
-    for name in ("flights", "arrived", "mean delay, min"):
-        table.add_column(name, justify="right")
-    for carrier, line in sorted(found.items(), key=lambda item: -item[1].delay_min / max(1, item[1].arrived)):
-        mean = f"{line.delay_min / line.arrived:.1f}" if line.arrived else ""
-        table.add_row(carrier, f"{line.flights:,}", f"{line.arrived:,}", mean)
-    out.print(table)
-    if found != flights.by_carrier(whole):
-        raise Failed("the jobs' table differs from the one computed here")
-    out.print(f"the same as computed here, from {sum(line.flights for line in found.values()):,} rows")
-
-
-def fail() -> None:
+def fail(screen: Screen) -> None:
     """A failure as a producer sees it. Raises Failed."""
     try:
-        failing_job().apply_async().get(timeout=60)
+        producer.failing().apply_async().get(timeout=60)
     except Exception as error:  # Celery makes the class up: a producer has none of ours
         details = error.args[1] if len(error.args) > 1 and isinstance(error.args[1], dict) else {}
         if details.get("exit_code") != 3:
             raise Failed(f"the failing job should have ended with exit code 3, but: {error}") from None
         last = str(details["log_tail"]).strip().splitlines()[-1:]
-        out.print(f"a failing job says why: {details['reason']}; its log ends: {' '.join(last)}", soft_wrap=True)
+        screen.say(f"  the producer is told: {escape(details['reason'])}; its log ends: {escape(' '.join(last))}")
     else:
         raise Failed("the failing job did not fail")
 
 
-@contextmanager
-def step(what: str) -> Iterator[None]:
-    """Says what is done and how long it took."""
-    at = time.monotonic()
-    yield
-    out.print(f"{what}: {time.monotonic() - at:.1f} s", soft_wrap=True)
-
-
-@contextmanager
-def yard(state: Path) -> Iterator[Endpoints]:
-    """`batchyard up` on a state folder that is kept; stopped at the end. Raises Failed."""
-    at = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "batchyard.broker.cli", "up", "--state", str(state), "--grace-s", "1"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # a Ctrl-C comes here first
-        preexec_fn=tie_to(getpid(), signal.SIGTERM),  # noqa: PLW1509 (this process has one thread)
-    )
-    assert process.stdout is not None
-    try:
-        ready = process.stdout.readline().strip()
-        if not ready.startswith("ready"):
-            raise Failed("the yard did not come up (see above)")
-        out.print(
-            f"the yard is up after {time.monotonic() - at:.1f} s: {ready.removeprefix('ready: ')}", soft_wrap=True
-        )
-        yield Endpoints.load(state)
-    finally:
-        process.terminate()
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+def moved(screen: Screen, puts: Counters, staged: Staged) -> None:
+    """What had to move into the store, and from there to the nodes."""
+    put_mb, staged_mb = puts.sealed_bytes_in / 1e6, staged.fetched_bytes / 1e6
+    screen.say(f"  into the store: {puts.puts} blobs put, {put_mb:.1f} MB; {puts.known_puts} were known")
+    screen.say(f"  to the nodes: {staged.fetched} inputs fetched, {staged_mb:.1f} MB; {staged.here} were there")
+    if puts.puts or staged.fetched:
+        screen.say("[dim]  run it again: no input moves a second time[/]")
+    else:
+        screen.say("  [green]✓[/] no input moved a second time")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -43,6 +43,7 @@ class Adoption:
         for claimed in held.values():
             tools.yard.give_back(claimed, None)
         self._sweep_folders(folders)
+        tools.stage.copies.keep_pins(folders)
 
     def sweep(self, known: Callable[[], set[tuple[str, str]]]) -> int:
         """Removes ended containers that no run knows. known is asked after the listing. Raises EngineUnavailable."""
@@ -56,7 +57,7 @@ class Adoption:
         return removed
 
     def _sweep_folders(self, kept: set[str]) -> None:
-        jobs = self._tools.options.state / "jobs"
+        jobs = self._tools.options.files / "jobs"
         for folder in jobs.iterdir() if jobs.exists() else ():
             if folder.name not in kept:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -11,30 +11,36 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TypeVar
+
+from rich.filesize import decimal
 
 from batchyard.broker.errors import (
     BatchyardError,
+    BrokerUnavailable,
     DiskFull,
     EngineUnavailable,
     ImageError,
     NotFound,
+    OutputError,
     Permanent,
     StartError,
     StoreUnavailable,
     disk_full,
 )
-from batchyard.broker.job import WORK, Job
+from batchyard.broker.job import Job
 from batchyard.broker.record import Claimed
+from batchyard.cache.deliver import AttemptMark
 from batchyard.cache.digest import Blob, Digest
-from batchyard.cache.outputs import publish
+from batchyard.cache.held import CopiesPinned
 
 from .capture import LogCapture
 from .container import Identity, container_spec
 from .engine import Bind, ContainerSpec, Exit, launch
 from .ledger import Allocation
 from .outcome import Fate, Outcome, Stop, decide
+from .publish import Kept, Publisher
 from .staging import secrets_of, work_directory
 from .tools import Tools
 
@@ -52,7 +58,7 @@ class Finished:
     outcome: Outcome
     started: float | None
     ended: float
-    outputs: dict[str, Blob] = field(default_factory=dict)
+    outputs: dict[str, Kept] = field(default_factory=dict)
     log: Blob | None = None
     log_tail: str = ""
 
@@ -71,7 +77,7 @@ class Execution:
     ) -> None:
         self._tools, self._claimed, self._job = tools, claimed, job
         self._allocation, self._on_start = allocation, on_start
-        self.folder = tools.options.state / "jobs" / folder_name(claimed)
+        self.folder = tools.options.files / "jobs" / folder_name(claimed)
         self.started = claimed.started
         self._lock, self._over = threading.Lock(), threading.Event()
         self._container, self._running = container, container is not None
@@ -79,6 +85,8 @@ class Execution:
         self._stop: Stop | None = None
         self._why = ""
         self._secrets: dict[str, str] = {}
+        if container is not None:  # before anything is staged for others, also where the index was lost
+            tools.stage.copies.pin(self.folder.name, self._digests())
 
     # -- from other threads
     @property
@@ -123,15 +131,15 @@ class Execution:
         """What goes wrong becomes the outcome's reason; nothing is raised for it."""
         exit: Exit | None = None
         error: BatchyardError | None = None
-        outputs: dict[str, Blob] = {}
+        outputs: dict[str, Kept] = {}
         capture: LogCapture | None = None
         try:
-            with self._tools.stage.copies.pinned(self._digests()):
+            with self._tools.stage.copies.pinned(self.folder.name, self._digests()):
                 self._secrets = secrets_of(self._job, self._tools.options.secrets)
                 capture = self._log()
                 exit = self._ended(capture)
                 if exit is not None and exit.code == 0 and self._stop is None:
-                    outputs = self._patiently(self._publish)
+                    outputs = self._published()
         except BatchyardError as caught:
             error = caught
         except OSError as caught:
@@ -211,9 +219,13 @@ class Execution:
             pulling=lambda: capture.platform(f"pulling image {image}"),
             stopped=lambda: self._stop is not None,
         )
-        binds = self._tools.stage.binds(self._job)
+        binds = self._tools.stage.binds(self._job, self.folder.name, stopped=lambda: self._stop is not None)
         if binds:
-            capture.platform(f"{len(self._job.inputs)} inputs staged")
+            moved = self._tools.stage.copies.moved(self.folder.name)
+            capture.platform(
+                f"{len(self._job.inputs)} inputs staged: {decimal(moved.fetched_bytes)} fetched, "
+                f"{moved.here} of {moved.copies} already here"
+            )
         return binds
 
     def _launch(self, capture: LogCapture, binds: list[Bind]) -> None:
@@ -274,12 +286,37 @@ class Execution:
         capture.platform(f"node {self._tools.options.name} {taken} attempt {self._claimed.attempt}")
         return capture
 
-    def _publish(self) -> dict[str, Blob]:
-        work = self.folder / "work"
-        return {
-            name: publish(self._tools.blobs, work, str(PurePosixPath(path).relative_to(WORK)), name)
-            for name, path in self._job.outputs.items()
-        }
+    def _published(self) -> dict[str, Kept]:
+        publisher = Publisher(
+            self._tools.blobs,
+            self._job,
+            self.folder / "work",
+            mark=AttemptMark.of(self._tools.yard_id, self._claimed.id, self._claimed.token),
+            secrets=self._tools.options.secrets,
+            confirm=self._confirm,
+            stopped=lambda: self._stop is not None,
+        )
+        try:
+            return self._patiently(publisher.publish)
+        except BaseException:
+            publisher.clean()
+            raise
+
+    def _confirm(self) -> None:
+        """Returns when Redis has said that the job is still ours, with a whole lease ahead. Raises OutputError."""
+        tools, job = self._tools, self._claimed
+        while self._stop is None:
+            try:
+                told = tools.yard.renew(tools.options.name, {}, {job.id: job.token}, lease_s=tools.config.lease_s)
+            except BrokerUnavailable as error:
+                log.warning("job %s waits to write its outputs: %s", job.id, error)
+                time.sleep(0.5)
+                continue
+            for _, what, reason in told:
+                self.stop(Stop.LOST if what == "lost" else Stop.CANCEL, reason, grace_s=0, first_signal="SIGKILL")
+            if not told:
+                return
+        raise OutputError("it was not written: the job was told to stop")
 
     def _keep_log(self, capture: LogCapture | None, outcome: Outcome) -> tuple[Blob | None, str, str]:
         """The sealed log, its last lines, and why it could not be kept, which does not change the fate."""
@@ -310,13 +347,16 @@ class Execution:
         return found
 
     def _patiently(self, act: Callable[[], T]) -> T:
-        """Repeats what an engine that is away (as long as it takes) or a store that is away (for a while) refused."""
-        until = time.monotonic() + STORE_PATIENCE_S
+        """Repeats what was refused by an engine that is away, as long as it takes, or for a while by a store that is
+        away or a cache full of others' inputs.
+        """
+        until: float | None = None  # from the first refusal on: what was refused may have taken long to get there
         while True:
             try:
                 return act()
-            except (EngineUnavailable, StoreUnavailable) as error:
-                if self._stop is not None or (isinstance(error, StoreUnavailable) and time.monotonic() > until):
+            except (EngineUnavailable, StoreUnavailable, CopiesPinned) as error:
+                until = time.monotonic() + STORE_PATIENCE_S if until is None else until
+                if self._stop is not None or (not isinstance(error, EngineUnavailable) and time.monotonic() > until):
                     raise
                 log.warning("job %s waits: %s", self._claimed.id, error)
                 time.sleep(0.5)

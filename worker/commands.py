@@ -11,7 +11,7 @@ import click
 from batchyard.broker.endpoints import absolute_store
 from batchyard.broker.errors import InvalidConfig
 
-from . import gpu, options
+from . import gpu, memory, options
 
 
 @click.command()
@@ -33,11 +33,26 @@ from . import gpu, options
     show_default=True,
     help="The node's own folder.",
 )
-@click.option("--queues", default="", help="Queues to serve, by comma.  [default: all]")
+@click.option("--queues", default="", help="Queues to serve, by comma.  [default: those of its compute environment]")
 @click.option("--vcpus", type=click.FloatRange(min=0, min_open=True), help="[default: all processors]")
-@click.option("--memory-mib", type=click.IntRange(min=6), help="[default: nine tenths of the machine's]")
+@click.option("--memory-mib", type=click.IntRange(min=6), help="[default: nine tenths of the machine's, less copies]")
 @click.option("--gpus", help="Devices by comma, or a number of declared ones.  [default: what the driver lists]")
-@click.option("--disk-gib", type=click.FloatRange(min=0), help="[default: most of what is free]")
+@click.option("--disk-gib", type=click.FloatRange(min=0), help="[default: most of what is free, less copies]")
+@click.option(
+    "--scratch",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for copies of inputs and for jobs' work folders.  [default: in --state]",
+)
+@click.option(
+    "--copies-gib", type=click.FloatRange(min=0), help="What copies may take there.  [default: two fifths of the free]"
+)
+@click.option(
+    "--copies-memory-mib",
+    type=click.IntRange(min=0),
+    help="What copies may take below /dev/shm, 0 for nothing.  [default: a sixteenth of memory; 0 in a container]",
+)
+@click.option("--near", help="A store of this node alone, as --store has it: it keeps sealed what was used last.")
+@click.option("--near-gib", type=click.FloatRange(min=0), default=20.0, show_default=True, help="What --near may take.")
 @click.option("--labels", default="", help="k=v,k=v; environment=NAME says which compute environment this node is in.")
 @click.option("--secrets", type=click.Path(path_type=Path, file_okay=False), help="Folder with one file a secret.")
 @click.option(
@@ -46,6 +61,20 @@ from . import gpu, options
     multiple=True,
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder from which file:// inputs may come. May be repeated.",
+)
+@click.option(
+    "--allow-url-host",
+    "url_hosts",
+    multiple=True,
+    metavar="HOST",
+    help="Host that https:// inputs may name although its addresses are not public. May be repeated.",
+)
+@click.option(
+    "--fetch-gib",
+    type=click.FloatRange(min=0, min_open=True),
+    default=100.0,
+    show_default=True,
+    help="The most that an input from s3:// or https:// may have; of a directory, all files together.",
 )
 @click.option(
     "--grace-s",
@@ -79,9 +108,16 @@ def worker(
     memory_mib: int | None,
     gpus: str | None,
     disk_gib: float | None,
+    scratch: Path | None,
+    copies_gib: float | None,
+    copies_memory_mib: int | None,
+    near: str | None,
+    near_gib: float,
     labels: str,
     secrets: Path | None,
     allowed_roots: tuple[Path, ...],
+    url_hosts: tuple[str, ...],
+    fetch_gib: float,
     grace_s: float,
     stop_grace_s: float,
     partition_grace_s: float,
@@ -97,6 +133,11 @@ def worker(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     pairs = _labels(labels)
     state = state.expanduser().absolute()
+    scratch = scratch.expanduser().absolute() if scratch is not None else None
+    if copies_gib is None:
+        copies_gib = options.machine_copies_gib(scratch or state)
+    if copies_memory_mib is None:
+        copies_memory_mib = memory.default_mib()
     raise SystemExit(
         serve(
             broker,
@@ -107,12 +148,19 @@ def worker(
                 store=absolute_store(store),
                 queues=tuple(q for q in queues.split(",") if q),
                 vcpus=vcpus or os.cpu_count() or 1,
-                memory_mib=memory_mib or options.machine_memory_mib(),
-                disk_gib=options.machine_disk_gib(state) if disk_gib is None else disk_gib,
+                memory_mib=memory_mib or options.machine_memory_mib(copies_memory_mib),
+                disk_gib=options.machine_disk_gib(scratch or state, copies_gib) if disk_gib is None else disk_gib,
+                scratch=scratch,
+                copies_gib=copies_gib,
+                copies_memory_mib=copies_memory_mib,
+                near=absolute_store(near) if near is not None else None,
+                near_gib=near_gib,
                 gpus=gpu.discover(gpus),
                 labels=pairs,
                 secrets=secrets,
                 allowed_roots=allowed_roots,
+                url_hosts=url_hosts,
+                fetch_gib=fetch_gib,
                 environment=pairs.get("environment", "here"),
                 grace_s=grace_s,
                 stop_grace_s=stop_grace_s,

@@ -16,9 +16,9 @@ from batchyard.broker.logs import LiveTail
 from batchyard.broker.remote import celery_app
 from batchyard.broker.seal import KeyRing
 from batchyard.broker.store import Yard
-from batchyard.cache.copies import LocalCopies
-from batchyard.cache.place import store_at
-from batchyard.cache.sealed import BlobStore
+from batchyard.cache.remote import RemoteInputs
+from batchyard.cache.remote_known import KnownRemotes
+from batchyard.cache.remote_web import Web
 
 from .bootstep import attach
 from .capture import LogPoller
@@ -26,6 +26,7 @@ from .container import owner_labels
 from .engine import Engine, pause
 from .engine.docker import DockerEngine
 from .engine.parked import ParkedNetworks
+from .levels import open_levels
 from .live import LiveShipper
 from .node import Node
 from .options import NodeOptions
@@ -54,7 +55,7 @@ def serve(url: str, key_file: Path, options: NodeOptions) -> int:
         worker_redirect_stdouts=False,
         worker_soft_shutdown_timeout=0,
     )
-    attach(app, node, [q for q in config.by_priority() if not options.queues or q in options.queues])
+    attach(app, node, config.served(options.environment, options.queues))
     warnings.filterwarnings(
         "ignore", "You're running the worker with superuser"
     )  # for pickle's sake; we take JSON only
@@ -83,8 +84,8 @@ def _only_one(state: Path) -> int:
 
 
 def _tools(yard: Yard, ring: KeyRing, options: NodeOptions, config: Config) -> Tools:
-    blobs = BlobStore(store_at(options.store, create=True), ring)
-    copies = LocalCopies(options.state / "copies", blobs)
+    levels = open_levels(options, ring)
+    blobs, copies = levels.blobs, levels.copies
     yard_id = hashlib.sha256(ring.mark.encode()).hexdigest()[:16]
     engine = _engine(owner_labels(yard_id, options.name))
     return Tools(
@@ -95,7 +96,18 @@ def _tools(yard: Yard, ring: KeyRing, options: NodeOptions, config: Config) -> T
         options=options,
         engine=engine,
         puller=Puller(engine),
-        stage=Stage(copies=copies, allowed_roots=options.allowed_roots),
+        levels=levels,
+        stage=Stage(
+            copies=copies,
+            allowed_roots=options.allowed_roots,
+            remote=RemoteInputs(
+                copies,
+                KnownRemotes(options.files / "copies" / "remote.sqlite"),
+                Web(options.url_hosts),
+                most_bytes=int(options.fetch_gib * 2**30),
+            ),
+            secrets=options.secrets,
+        ),
         blobs=blobs,
         followups=Followups(yard.url, result_expires_s=config.result_expires_s),
         poller=LogPoller(),

@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import redis
 
@@ -73,8 +73,8 @@ class Node:
     # -- what others ask
     def queues(self) -> list[str]:
         """The queues that this node serves, the most urgent first."""
-        served = self.tools.options.queues
-        return [q for q in self.tools.config.by_priority() if not served or q in served]
+        options = self.tools.options
+        return self.tools.config.served(options.environment, options.queues)
 
     def cancel(self, job_id: str, reason: str, *, terminate: bool, first_signal: str = "SIGTERM") -> str:
         """Stored first, then told to the running container. Raises BrokerUnavailable."""
@@ -273,8 +273,9 @@ class Node:
                     run.stop(Stop.LOST, grace_s=self.tools.options.stop_grace_s)
 
     def _about(self) -> Mapping[str, str]:
-        options, free = self.tools.options, self.ledger.free()
+        options, free, levels = self.tools.options, self.ledger.free(), self.tools.levels
         return {
+            "cache": json.dumps(asdict(levels.facts())) if levels else "",
             "vcpus": f"{options.vcpus:g}",
             "memory_mib": str(options.memory_mib),
             "gpus": str(len(options.gpus)),
@@ -282,6 +283,8 @@ class Node:
             "free_vcpus": f"{free.vcpus_milli / 1000:g}",
             "free_memory_mib": str(free.memory_mib),
             "free_gpus": str(free.gpus),
+            "free_disk_gib": f"{free.disk_mib / 1024:g}",
+            "most_jobs": str(options.most_jobs),
             "queues": ",".join(self.queues()),
             "labels": json.dumps(options.labels),
             "environment": options.environment,

@@ -54,13 +54,13 @@ def write_conf(folder: Path, port: int) -> tuple[Path, str]:
         password = kept.read_text().strip()
     except FileNotFoundError:
         password = secrets.token_hex(24)
-        _write_private(kept, password)
+        write_private(kept, password)
     conf = folder / "redis.conf"
-    _write_private(conf, _CONF.format(port=port, password=password, folder=f'"{folder}"'))
+    write_private(conf, _CONF.format(port=port, password=password, folder=f'"{folder}"'))
     return conf, password
 
 
-def _write_private(path: Path, text: str) -> None:
+def write_private(path: Path, text: str) -> None:
     fresh = path.with_name(f".{path.name}.new")
     fresh.unlink(missing_ok=True)
     with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:

@@ -4,53 +4,76 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from batchyard.broker.errors import BatchyardError, InputError
+from batchyard.broker.errors import BatchyardError, InputError, InvalidConfig, Permanent
 from batchyard.broker.job import Input, Job
+from batchyard.cache.access import S3Access
 from batchyard.cache.copies import LocalCopies
 from batchyard.cache.digest import Blob
+from batchyard.cache.remote import RemoteInputs, Wanted
 
 from .engine.protocol import Bind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """Where this node takes inputs from."""
+    """Where this node takes inputs from. remote: s3:// and https://. secrets: the folder of credentials files."""
 
     copies: LocalCopies
     allowed_roots: Sequence[Path]
+    remote: RemoteInputs | None = None
+    secrets: Path | None = None
 
-    def binds(self, job: Job) -> list[Bind]:
-        """Raises InputError, IntegrityError, NotFound, StoreUnavailable, DiskFull; the message names the input."""
+    def binds(self, job: Job, owner: str, *, stopped: Callable[[], bool] = lambda: False) -> list[Bind]:
+        """What is bound is pinned for the owner. stopped: nobody wants the inputs any more. Raises InputError,
+        IntegrityError, NotFound, StoreUnavailable, DiskFull; the message names the input.
+        """
         binds: list[Bind] = []
         for path, spec in job.inputs.items():
             try:
-                binds += self._one(str(PurePosixPath(path)), spec)
+                if spec.uri is not None and not spec.uri.startswith("file:"):
+                    source = self._remote(spec, owner, stopped)
+                    binds.append(Bind(source=str(source), target=str(PurePosixPath(path)), read_only=True))
+                else:
+                    binds += self._one(str(PurePosixPath(path)), spec, owner)
             except BatchyardError as error:
                 raise type(error)(f'input "{path}": {error}') from error
         return binds
 
-    def _one(self, path: str, spec: Input) -> list[Bind]:
+    def _one(self, path: str, spec: Input, owner: str) -> list[Bind]:
         if spec.members is not None:
             return [
-                self._member(f"{path}/{i}", m.name, Blob(digest=m.digest, size=m.size, kind=m.kind))
+                self._member(f"{path}/{i}", m.name, Blob(digest=m.digest, size=m.size, kind=m.kind), owner)
                 for i, m in enumerate(spec.members)
             ]
         if spec.uri is not None:
-            return [Bind(source=str(self._file(spec.uri, spec.digest)), target=path, read_only=True)]
+            return [Bind(source=str(self._file(spec.uri, spec)), target=path, read_only=True)]
         assert spec.digest is not None
         wanted = spec.digest if spec.size is None else Blob(digest=spec.digest, size=spec.size, kind=spec.kind)
-        return [Bind(source=str(self.copies.stage(wanted)), target=path, read_only=True)]
+        return [Bind(source=str(self.copies.stage(wanted, owner).path), target=path, read_only=True)]
 
-    def _member(self, folder: str, name: str, blob: Blob) -> Bind:
+    def _member(self, folder: str, name: str, blob: Blob, owner: str) -> Bind:
         target = folder if blob.kind == "tree" else f"{folder}/{name}"
-        return Bind(source=str(self.copies.stage(blob)), target=target, read_only=True)
+        return Bind(source=str(self.copies.stage(blob, owner).path), target=target, read_only=True)
 
-    def _file(self, uri: str, digest: str | None) -> Path:
+    def _remote(self, spec: Input, owner: str, stopped: Callable[[], bool]) -> Path:
+        assert spec.uri is not None
+        if self.remote is None:
+            raise InputError(f"this node takes no inputs from {spec.uri.partition(':')[0]}://")
+        wanted = Wanted(
+            uri=spec.uri,
+            secret=spec.credentials,
+            access=access_of(spec.credentials, self.secrets, InputError) if spec.credentials else None,
+            digest=spec.digest,
+            size=spec.size,
+        )
+        return self.remote.stage(wanted, owner, stopped=stopped)
+
+    def _file(self, uri: str, spec: Input) -> Path:
         """A file or directory of the node, resolved under a root that the operator allows."""
         try:
             real = Path(unquote(urlsplit(uri).path)).resolve(strict=True)
@@ -59,8 +82,10 @@ class Stage:
         if not any(real.is_relative_to(root.resolve()) for root in self.allowed_roots):
             roots = ", ".join(map(str, self.allowed_roots)) or "none"
             raise InputError(f"{uri} is not under a folder that this node allows ({roots}); start it with --allow-root")
-        if digest is not None:
-            _check(real, digest)
+        if spec.digest is not None:
+            _check(real, spec.digest)
+        if spec.size is not None and (not real.is_file() or real.stat().st_size != spec.size):
+            raise InputError(f"{uri} is no file of {spec.size} bytes; correct the size")
         return real
 
 
@@ -96,3 +121,13 @@ def secrets_of(job: Job, folder: Path | None) -> dict[str, str]:
         except (OSError, UnicodeDecodeError):
             raise InputError(f'secret "{name}" cannot be read in this node\'s secrets folder') from None
     return values
+
+
+def access_of(secret: str, folder: Path | None, refused: type[Permanent]) -> S3Access:
+    """What a credentials file says, by the name of a secret. Raises what `refused` is; no value is shown."""
+    if folder is None:
+        raise refused(f'secret "{secret}": this node has no secrets folder; start it with --secrets DIR')
+    try:
+        return S3Access.of_file(folder / secret)
+    except InvalidConfig as error:
+        raise refused(f'secret "{secret}" is no credentials file: {error}') from None

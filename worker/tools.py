@@ -11,6 +11,7 @@ from batchyard.cache.sealed import BlobStore
 
 from .capture import LogPoller
 from .engine import Engine
+from .levels import Levels
 from .live import LiveShipper
 from .options import NodeOptions
 from .pull import Puller
@@ -35,3 +36,4 @@ class Tools:
     poller: LogPoller
     live: LiveShipper
     reporter: Reporter
+    levels: Levels | None = None

@@ -22,6 +22,7 @@ import click
 import yaml
 
 from batchyard.broker import config as yard_config
+from batchyard.broker.cli.doors import examples
 from batchyard.broker.config import Config
 from batchyard.broker.endpoints import Endpoints, default_state
 from batchyard.broker.errors import InvalidConfig, NotFound
@@ -29,7 +30,8 @@ from batchyard.broker.remote import TRANSPORT_OPTIONS
 from batchyard.broker.seal import KeyRing
 from batchyard.broker.store import Yard
 
-from . import gpu, options
+from . import gpu, minio_server, options
+from .binaries import find_or_build
 from .redis_server import READY, pick_port, redis_binary, write_conf
 from .supervise import Family, Part, Stopped
 
@@ -39,12 +41,17 @@ _NODE_STOP_S = 90.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What `up` was told. Ports: None for the earlier or any free one. node: further words for `batchyard worker`."""
+    """What `up` was told. Ports: None for the earlier or any free one. minio: None for as before. node: further words
+    for `batchyard worker`.
+    """
 
     state: Path
     config: Path | None
     port_redis: int | None
     port_flower: int | None
+    port_minio: int | None
+    minio: bool | None
+    minio_data: Path | None
     name: str
     vcpus: float
     memory_mib: int
@@ -53,7 +60,11 @@ class Settings:
     node: tuple[str, ...]
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "batchyard up", "batchyard up --config yard.yaml --vcpus 6 --memory-mib 12000", "batchyard up --state /srv/yard"
+    )
+)
 @click.option(
     "--config",
     "config_file",
@@ -68,11 +79,24 @@ class Settings:
 )
 @click.option("--port-redis", type=click.IntRange(1, 65535), help="[default: the earlier one, or any free one]")
 @click.option("--port-flower", type=click.IntRange(1, 65535), help="[default: the earlier one, or any free one]")
+@click.option(
+    "--minio/--no-minio", default=None, help="Keep blobs in a MinIO of its own.  [default: as before; at first no]"
+)
+@click.option(
+    "--minio-data",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where that MinIO keeps its bytes.  [default: in --state]",
+)
+@click.option("--port-minio", type=click.IntRange(1, 65535), help="[default: the earlier one, or any free one]")
 @click.option("--name", default=options.machine_name, help="The node's.  [default: this host's name]")
 @click.option("--vcpus", type=click.FloatRange(min=0, min_open=True), help="[default: all processors]")
 @click.option("--memory-mib", type=click.IntRange(min=6), help="[default: nine tenths of the machine's]")
 @click.option("--gpus", help="Devices by comma, or a number of declared ones.  [default: what the driver lists]")
 @click.option("--disk-gib", type=click.FloatRange(min=0), help="[default: most of what is free]")
+@click.option(
+    "--copies-gib", type=click.FloatRange(min=0), help="For copies of inputs on disk.  [default: a share of it]"
+)
+@click.option("--copies-memory-mib", type=click.IntRange(min=0), help="And in memory.  [default: a sixteenth of it]")
 @click.option("--secrets", type=click.Path(path_type=Path, file_okay=False), help="Folder with one file a secret.")
 @click.option(
     "--allow-root",
@@ -80,6 +104,13 @@ class Settings:
     multiple=True,
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder from which file:// inputs may come. May be repeated.",
+)
+@click.option(
+    "--allow-url-host",
+    "url_hosts",
+    multiple=True,
+    metavar="HOST",
+    help="Host that https:// inputs may name although its addresses are not public. May be repeated.",
 )
 @click.option("--grace-s", type=click.FloatRange(min=0), help="What running jobs get at the end.  [default: 10]")
 @click.option(
@@ -90,13 +121,19 @@ def up(
     state: Path | None,
     port_redis: int | None,
     port_flower: int | None,
+    minio: bool | None,
+    minio_data: Path | None,
+    port_minio: int | None,
     name: str,
     vcpus: float | None,
     memory_mib: int | None,
     gpus: str | None,
     disk_gib: float | None,
+    copies_gib: float | None,
+    copies_memory_mib: int | None,
     secrets: Path | None,
     allowed_roots: Sequence[Path],
+    url_hosts: Sequence[str],
     grace_s: float | None,
     stop_grace_s: float | None,
 ) -> int:
@@ -108,9 +145,13 @@ def up(
     state = (state or default_state()).expanduser().absolute()
     node = [*(["--secrets", str(secrets.absolute())] if secrets else []),
             *(["--grace-s", str(grace_s)] if grace_s is not None else []),
-            *(["--stop-grace-s", str(stop_grace_s)] if stop_grace_s is not None else [])]  # fmt: skip
+            *(["--stop-grace-s", str(stop_grace_s)] if stop_grace_s is not None else []),
+            *(["--copies-gib", str(copies_gib)] if copies_gib is not None else []),
+            *(["--copies-memory-mib", str(copies_memory_mib)] if copies_memory_mib is not None else [])]  # fmt: skip
     for root in allowed_roots:
         node += ["--allow-root", str(root.absolute())]
+    for host in url_hosts:
+        node += ["--allow-url-host", host]
     _make(state)
     return run(
         Settings(
@@ -118,11 +159,14 @@ def up(
             config=config_file,
             port_redis=port_redis,
             port_flower=port_flower,
+            port_minio=port_minio,
+            minio=minio,
+            minio_data=minio_data,
             name=name,
             vcpus=vcpus or os.cpu_count() or 1,
-            memory_mib=memory_mib or options.machine_memory_mib(),
+            memory_mib=memory_mib or options.machine_memory_mib(copies_memory_mib),
             gpus=gpus,
-            disk_gib=options.machine_disk_gib(state) if disk_gib is None else disk_gib,
+            disk_gib=options.machine_disk_gib(state / "node", copies_gib) if disk_gib is None else disk_gib,
             node=tuple(node),
         )
     )
@@ -134,10 +178,11 @@ def run(settings: Settings) -> int:
     if settings.config is not None:
         yard_config.load(settings.config)  # before anything is started
     redis_server = redis_binary()
+    minio = find_or_build("minio", _say) if _wants_minio(settings) else None
     lock = _lock(state)
     family = Family(_make(state / "logs"), lock, _say)
     try:
-        ends = _start(settings, family, redis_server)
+        ends = _start(settings, family, redis_server, minio)
         with suppress(OSError):
             click.echo(f"ready: flower {ends.flower_url}, state {state}")
         family.watch()
@@ -145,26 +190,27 @@ def run(settings: Settings) -> int:
     except Stopped:
         _say("stopping")
     finally:
-        family.stop(["node"], ["flower", "controller"], ["redis"])
+        family.stop(["node"], ["flower", "controller"], ["redis", "minio"])
         _leave(state)
         os.close(lock)
     _say("stopped")
     return 0
 
 
-def _start(settings: Settings, family: Family, redis_server: str) -> Endpoints:
+def _start(settings: Settings, family: Family, redis_server: str, minio: Path | None) -> Endpoints:
     state, earlier = settings.state, _earlier(settings.state)
     port = pick_port("Redis", settings.port_redis, _port(earlier.broker_url) if earlier else None)
     flower_port = pick_port("Flower", settings.port_flower, _port(earlier.flower_url) if earlier else None)
     conf, password = write_conf(state / "redis", port)
     url = f"redis://:{password}@127.0.0.1:{port}/0"
-    keys, store = state / "keys.json", state / "store"
+    keys = state / "keys.json"
     ring = KeyRing.load_or_create(keys)
+    store = str(state / "store") if minio is None else _start_minio(settings, family, minio)
     environ = {
         **{k: v for k, v in os.environ.items() if k != "BATCHYARD_STATE"},
         "BATCHYARD_BROKER_URL": url,
         "BATCHYARD_KEY_FILE": str(keys),
-        "BATCHYARD_STORE": str(store),
+        "BATCHYARD_STORE": store,
         "PYTHONUNBUFFERED": "1",
     }
     ends = Endpoints(
@@ -173,7 +219,7 @@ def _start(settings: Settings, family: Family, redis_server: str) -> Endpoints:
         transport_options=TRANSPORT_OPTIONS,
         flower_url=f"http://127.0.0.1:{flower_port}",
         key_file=str(keys),
-        store=str(store),
+        store=store,
         pid=os.getpid(),
     )
     family.start(Part(name="redis", argv=(redis_server, str(conf)), ready=READY, environ=environ, start_s=600))
@@ -188,6 +234,26 @@ def _start(settings: Settings, family: Family, redis_server: str) -> Endpoints:
         _part("flower", ("--port", str(flower_port)), environ),
     )
     return ends
+
+
+def _wants_minio(settings: Settings) -> bool:
+    if settings.minio is not None:
+        return settings.minio
+    earlier = _earlier(settings.state)
+    return settings.minio_data is not None or (earlier is not None and (earlier.store or "").startswith("s3://"))
+
+
+def _start_minio(settings: Settings, family: Family, binary: Path) -> str:
+    """The store's spec."""
+    folder = settings.state / "minio"
+    if not folder.exists() and (settings.state / "store").exists():
+        _say(f'blobs kept until now stay in "{settings.state / "store"}" and are not seen; put them again')
+    port = pick_port("MinIO", settings.port_minio, minio_server.earlier_port(folder))
+    data = settings.minio_data or folder / "data"
+    server = minio_server.MinioServer.prepare(folder, data.expanduser().absolute(), port)
+    family.start(server.part(binary, os.environ))
+    server.admit_yard()
+    return server.spec
 
 
 def _part(name: str, words: Sequence[str], environ: dict[str, str], *, command: str = "", stop_s: float = 15.0) -> Part:

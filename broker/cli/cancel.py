@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import click
 
-from .doors import Doors, json_option, print_json, yard_options
+from .complete import job_ids
+from .doors import Doors, examples, json_option, print_json, yard_options
 
 _SAID = {
     "stored": "is not known yet; it will be cancelled if it comes within a day",
@@ -17,8 +18,14 @@ _SAID = {
 }
 
 
-@click.command()
-@click.argument("ids", nargs=-1, required=True)
+@click.command(
+    epilog=examples(
+        "batchyard cancel ID ID",
+        'batchyard cancel --waiting-only --reason "not needed" ID',
+        "batchyard list --status RUNNABLE --json | jq -r '.[].id' | xargs batchyard cancel",
+    )
+)
+@click.argument("ids", nargs=-1, required=True, shell_complete=job_ids)
 @click.option("--reason", default="cancelled by its owner", show_default=True, help="Kept on the job's record.")
 @click.option("--waiting-only", is_flag=True, help="Leave those alone that run already.")
 @json_option

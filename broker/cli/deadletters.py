@@ -9,15 +9,17 @@ import click
 
 from ..errors import NotFound
 from . import show
-from .doors import Doors, json_option, print_json, yard_options
+from .doors import Doors, examples, json_option, print_json, yard_options
 
 
-@click.group()
+@click.group(
+    epilog=examples("batchyard deadletters list", "batchyard deadletters show 3", "batchyard deadletters drop --all")
+)
 def deadletters() -> None:
     """Messages that no job could be made of, each with its reason. They stop nothing."""
 
 
-@deadletters.command("list")
+@deadletters.command("list", epilog=examples("batchyard deadletters list", "batchyard deadletters list --json"))
 @json_option
 @yard_options
 def list_(doors: Doors, as_json: bool) -> None:
@@ -31,7 +33,7 @@ def list_(doors: Doors, as_json: bool) -> None:
     show.print_table(("NUMBER", "SINCE", "LIST", "REASON"), rows, empty="no dead letters")
 
 
-@deadletters.command("show")
+@deadletters.command("show", epilog=examples("batchyard deadletters show 3"))
 @click.argument("number")
 @json_option
 @yard_options
@@ -50,7 +52,7 @@ def show_(doors: Doors, number: str, as_json: bool) -> None:
     click.echo(str(letter.get("raw", "")))
 
 
-@deadletters.command("drop")
+@deadletters.command("drop", epilog=examples("batchyard deadletters drop 3 4", "batchyard deadletters drop --all"))
 @click.argument("numbers", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="All that there are now.")
 @json_option

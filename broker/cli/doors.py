@@ -28,11 +28,12 @@ _OPTIONS = (
     click.option("--store", metavar="SPEC", envvar="BATCHYARD_STORE",
                  help="The yard's blob store: a folder, or s3://BUCKET[/PREFIX]?credentials=FILE."),
 )  # fmt: skip
+_NAMES = {"state", "broker", "key_file", "store"}
 
 
 def examples(*lines: str) -> str:
-    """The epilog of a command's help: command lines, each as it would be typed."""
-    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+    """The epilog of a command's help: command lines, each as it would be typed; "" for a gap."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" if line else "\n\b" for line in lines)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -46,6 +47,16 @@ class Doors:
     broker: str | None
     key_file: Path | None
     store: str | None
+
+    @classmethod
+    def of(cls, ctx: click.Context) -> Doors:
+        """From a command's context. What was typed counts more than what lies in the environment."""
+        told, where = ctx.params, ctx.get_parameter_source
+        broker = told.get("broker")
+        if where("state") is ParameterSource.COMMANDLINE and where("broker") is ParameterSource.ENVIRONMENT:
+            broker = None
+        return cls(state=told.get("state") or default_state(), broker=broker, key_file=told.get("key_file"),
+                   store=told.get("store"))  # fmt: skip
 
     def endpoints(self) -> Endpoints:
         """Raises InvalidConfig: no yard was named, and none is known here."""
@@ -73,13 +84,9 @@ def yard_options(command: F) -> F:
 
     @click.pass_context
     @functools.wraps(command)
-    def call(ctx: click.Context, /, state: Path | None, broker: str | None, key_file: Path | None, store: str | None,
-             **others: Any) -> Any:  # fmt: skip
-        told = ctx.get_parameter_source
-        if told("state") is ParameterSource.COMMANDLINE and told("broker") is ParameterSource.ENVIRONMENT:
-            broker = None  # what was typed counts more than what lies in the environment
-        doors = Doors(state=state or default_state(), broker=broker, key_file=key_file, store=store)
-        return ctx.invoke(command, doors=doors, **others)
+    def call(ctx: click.Context, /, **told: Any) -> Any:
+        others = {name: value for name, value in told.items() if name not in _NAMES}
+        return ctx.invoke(command, doors=Doors.of(ctx), **others)
 
     wrapped: Any = call
     for option in reversed(_OPTIONS):

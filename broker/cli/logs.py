@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .doors import Doors, json_option, yard_options
+from .complete import job_ids
+from .doors import Doors, examples, json_option, yard_options
 
 if TYPE_CHECKING:
     from ..client import Client
 
 
-@click.command()
-@click.argument("job_id", metavar="ID")
+@click.command(epilog=examples("batchyard logs ID", "batchyard logs -f ID", "batchyard logs -t ID | grep stderr"))
+@click.argument("job_id", metavar="ID", shell_complete=job_ids)
 @click.option("-f", "--follow", is_flag=True, help="Go on until the job ends.")
 @click.option("-t", "--timestamps", is_flag=True, help="Print time and stream before each line.")
 @json_option

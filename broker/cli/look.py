@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from . import show
-from .doors import Doors, json_option, print_json, yard_options
+from .complete import job_ids
+from .doors import Doors, examples, json_option, print_json, yard_options
 
 if TYPE_CHECKING:
-    from ..client import NodeView
+    from ..client import Client, NodeView
     from ..record import Attempt, Record
 
 _STATES = ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING", "RUNNING", "SUCCEEDED", "FAILED")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-@click.command()
-@click.argument("ids", nargs=-1, required=True)
+@click.command(epilog=examples("batchyard status ID", "batchyard status --json ID | jq .exit_code"))
+@click.argument("ids", nargs=-1, required=True, shell_complete=job_ids)
 @json_option
 @yard_options
 def status(doors: Doors, ids: Sequence[str], as_json: bool) -> None:
@@ -60,17 +62,34 @@ def _attempt(a: Attempt) -> str:
     return f"on {a.node}, {ran}{code}: {a.reason}{'' if a.counted else ' (not counted)'}"
 
 
-@click.command("list")
-@click.option("--limit", type=click.IntRange(1, 20000), default=20, show_default=True)
-@click.option("--status", "states", type=click.Choice(_STATES, case_sensitive=False), multiple=True, help="Repeatable.")
+def list_options(command: F) -> F:
+    """--limit and --status, as `limit` and `states`."""
+    of_states = click.option(
+        "--status", "states", type=click.Choice(_STATES, case_sensitive=False), multiple=True, help="Repeatable."
+    )
+    return click.option("--limit", type=click.IntRange(1, 20000), default=20, show_default=True)(of_states(command))
+
+
+@click.command(
+    "list",
+    epilog=examples(
+        "batchyard list", "batchyard list --status FAILED --limit 100", "batchyard list --json | jq -r '.[].id'"
+    ),
+)
+@list_options
 @json_option
 @yard_options
 def list_jobs(doors: Doors, limit: int, states: Sequence[str], as_json: bool) -> None:
     """List the newest jobs, newest first."""
+    with doors.client() as client:
+        print_jobs(client, limit, states, as_json=as_json)
+
+
+def print_jobs(client: Client, limit: int, states: Sequence[str], *, as_json: bool) -> None:
+    """The newest jobs, of these states only where some are named."""
     from ..state import State
 
-    with doors.client() as client:
-        records = client.list(limit, {State(s.upper()) for s in states})
+    records = client.list(limit, {State(s.upper()) for s in states})
     if as_json:
         print_json([r.as_json() for r in records])
         return
@@ -83,7 +102,7 @@ def list_jobs(doors: Doors, limit: int, states: Sequence[str], as_json: bool) ->
     show.print_table(("ID", "STATE", "QUEUE", "JOB", "NODE", "EXIT", "AGE", "RAN", "REASON"), rows, empty="no jobs")
 
 
-@click.command()
+@click.command(epilog=examples("batchyard queues", "batchyard queues --json | jq '.[].depth.total'"))
 @json_option
 @yard_options
 def queues(doors: Doors, as_json: bool) -> None:
@@ -103,7 +122,7 @@ def queues(doors: Doors, as_json: bool) -> None:
     )
 
 
-@click.command()
+@click.command(epilog=examples("batchyard nodes", "batchyard nodes --json | jq '.[] | {name, up, jobs}'"))
 @json_option
 @yard_options
 def nodes(doors: Doors, as_json: bool) -> None:

@@ -8,10 +8,15 @@ from pathlib import Path
 
 import click
 
-from .doors import Doors, yard_options
+from .doors import Doors, examples, yard_options
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "batchyard controller --config yard.yaml",
+        "batchyard controller --broker redis://10.0.0.1:6379/0 --key-file keys.json",
+    )
+)
 @click.option("--config", "config_file", type=click.Path(path_type=Path),
               help="Queues and compute environments (YAML). Kept in Redis; without it, what is there already, else "
                    "queues cpu and gpu on this machine.")  # fmt: skip
@@ -28,7 +33,11 @@ def controller(doors: Doors, config_file: Path | None) -> int:
     return serve_controller(doors.endpoints().broker_url, doors.key_path(), config_file, on_ready=_ready)
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "batchyard flower", "BATCHYARD_FLOWER_AUTH=me:secret batchyard flower --address 0.0.0.0 --port 5555"
+    )
+)
 @click.option("--port", type=click.IntRange(0, 65535), default=5555, show_default=True, help="0 for any free port.")
 @click.option("--address", default="127.0.0.1", show_default=True, help="Others than loopback need a password.")
 @yard_options

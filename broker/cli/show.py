@@ -12,7 +12,15 @@ if TYPE_CHECKING:
 
     from ..record import Record
 
-COLOURS = {"SUCCEEDED": "green", "FAILED": "red", "RUNNING": "cyan", "STARTING": "cyan"}
+COLOURS = {
+    "SUCCEEDED": "green",
+    "FAILED": "red",
+    "RUNNING": "cyan",
+    "STARTING": "cyan",
+    "ok": "green",
+    "warn": "yellow",
+    "fail": "red",
+}
 _WIDE = 240  # of a pipe or a file: whole lines
 
 
@@ -51,6 +59,11 @@ def print_rich(table: Table) -> None:
     from rich.console import Console
 
     Console(width=None if sys.stdout.isatty() else _WIDE, highlight=False).print(table)
+
+
+def printable(text: str) -> str:
+    """Text of others for a terminal: what is no sign is shown as Python writes it, `\\x1b`."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def moment(seconds: float | None) -> str:

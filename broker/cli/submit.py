@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ..errors import InvalidJob
-from .doors import Doors, json_option, print_json, yard_options
+from ..errors import InvalidConfig, InvalidJob, NotFound
+from . import progress
+from .complete import queue_names
+from .doors import Doors, examples, json_option, print_json, yard_options
 
 if TYPE_CHECKING:
     from ..client import Client
+    from .jobfile import FileJob
 
 F = TypeVar("F", bound=Callable[..., Any])
 _FIELDS = (
@@ -31,6 +34,8 @@ _FIELDS = (
     "user",
 )
 _MAPS = {"environment": "env", "secrets": "secret", "parameters": "param", "tags": "tag", "outputs": "output"}
+_QUEUE = "cpu"
+_ANY_DIGEST = "sha256:" + "0" * 64  # stands for a file that is put only when all jobs are known to be right
 
 
 def _pairs(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, str]:
@@ -48,13 +53,36 @@ def _pairs_option(name: str, metavar: str, text: str) -> Callable[[F], F]:
     return click.option(name, metavar=metavar, multiple=True, callback=_pairs, help=f"{text} Repeatable.")
 
 
-@click.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
+_EXAMPLES = examples(
+    "batchyard submit --image busybox --wait -- sh -c 'echo hello; exit 3'",
+    "batchyard submit --image busybox --vcpus 0.5 --memory-mib 64 \\",
+    "    --input /in/a=@table.csv --output n=/work/n --env LANG=C --wait \\",
+    "    -- sh -c 'wc -l </in/a >/work/n'",
+    "batchyard submit -f jobs.yaml --wait",
+    "batchyard submit -f jobs.yaml --queue urgent --dry-run",
+    "",
+    "jobs.yaml, one document a job (or a list of jobs):",
+    "  image: busybox",
+    "  command: [sh, -c, wc -l </in/a >/work/n]",
+    "  inputs: {/in/a: '@table.csv'}     # relative to this file's folder",
+    "  outputs: {n: /work/n}",
+    "  vcpus: 0.5",
+    "  memory_mib: 64",
+    "  queue: cpu                        # not a job's field, but may stand here;",
+    "  priority: 3                       # so may countdown_s and expires_s",
+    "  ---",
+    "  image: busybox",
+    "  command: [sleep, 10]",
+)
+
+
+@click.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False}, epilog=_EXAMPLES)
 @click.option(
     "-f",
     "--file",
     "file",
     type=click.Path(path_type=Path, allow_dash=True),
-    help="The job as JSON or YAML (- for stdin); options override its fields.",
+    help="Jobs as JSON or YAML (- for stdin); options override their fields. All are checked before one is sent.",
 )
 @click.option("--image", help="The container image.")
 @click.option("--name", help="A name for people.")
@@ -68,7 +96,7 @@ def _pairs_option(name: str, metavar: str, text: str) -> Callable[[F], F]:
 @_pairs_option(
     "--input",
     "PATH=SOURCE",
-    "Path in the container; sha256:…, file:///… of the node, or @PATH of this machine, which is put first.",
+    "Path in the container; sha256:…, s3://…, https://…, file:///… of the node, or @PATH of this machine, put first.",
 )
 @_pairs_option("--output", "NAME=PATH", "File or directory below /work that is kept at the end.")
 @_pairs_option("--tag", "KEY=VALUE", "For people and tools.")
@@ -79,12 +107,13 @@ def _pairs_option(name: str, metavar: str, text: str) -> Callable[[F], F]:
 )
 @click.option("--network", type=click.Choice(["none", "bridge", "host"]), help="[default: none in profile strict]")
 @click.option("--user", metavar="UID[:GID]", help="Who the command runs as.")
-@click.option("--queue", default="cpu", show_default=True)
+@click.option("--queue", help=f"[default: the file's, else {_QUEUE}]", shell_complete=queue_names)
 @click.option("--priority", type=click.IntRange(0, 9), help="0 is the most urgent.")
 @click.option("--countdown-s", type=float, help="Not before so many seconds from now.")
 @click.option("--expires-s", type=float, help="Not started after so many seconds from now.")
 @click.option("--wait", is_flag=True, help="Wait for the end; exit with the job's exit code.")
 @click.option("--follow", is_flag=True, help="Print its log as it comes, then as --wait.")
+@click.option("--dry-run", is_flag=True, help="Check, and print as JSON what would be sent. Nothing is put or sent.")
 @json_option
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @yard_options
@@ -92,37 +121,122 @@ def submit(
     doors: Doors,
     file: Path | None,
     command: Sequence[str],
-    queue: str,
+    queue: str | None,
     priority: int | None,
     countdown_s: float | None,
     expires_s: float | None,
     wait: bool,
     follow: bool,
+    dry_run: bool,
     as_json: bool,
     **fields: Any,
 ) -> int:
     """Send a job and print its id. The command follows `--`.
 
-    \b
-    batchyard submit --image busybox --vcpus 0.5 --memory-mib 64 \\
-        --input /in/a=@table.csv --output n=/work/n --env LANG=C --wait \\
-        -- sh -c 'wc -l </in/a >/work/n'
-    """  # fmt: skip
+    A file may hold several jobs; then one id a line is printed, in the file's order.
+    """
     from . import wait as waiting
+    from .jobfile import FileJob, read
 
+    given = {"queue": queue, "countdown_s": countdown_s, "expires_s": expires_s}
+    told = read(file) if file else [FileJob(job={}, sending={}, file="", folder=Path())]
+    if follow and len(told) > 1:
+        raise click.UsageError(f"--follow is for one job, and {told[0].file} holds {len(told)}; use --wait")
     with doors.client() as client:
-        job = described(_read(file) if file else {}, fields, command)
-        job["inputs"] = {path: _source(client, source) for path, source in job.pop("inputs", {}).items()}
-        job_id = client.submit(job, queue=queue, priority=priority, countdown=countdown_s, expires=expires_s)
-        if not (wait or follow):
-            print_json({"id": job_id}) if as_json else click.echo(job_id)
+        sends = [_Send.of(one, fields, command, given, priority) for one in told]
+        for send in sends:
+            send.check(client)
+        if dry_run:
+            shown = [send.shown() for send in sends]
+            print_json(shown if len(shown) > 1 else shown[0])
             return 0
-        click.echo(job_id, err=True)
+        ids = _send_all(client, sends, as_json=as_json, err=wait or follow)
+        if not (wait or follow):
+            return 0
         if follow:
             from .logs import print_log
 
-            print_log(client, job_id, follow=True)
-        return waiting.wait_and_say(client, [job_id], timeout_s=None, as_json=as_json, quiet=follow)
+            print_log(client, ids[0], follow=True)
+        return waiting.wait_and_say(client, ids, timeout_s=None, as_json=as_json, quiet=follow)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Send:
+    """A job with how it is sent, options put over what a file says. files: input path → file of this machine."""
+
+    job: dict[str, Any]
+    files: dict[str, Path]
+    how: dict[str, Any]
+    told: FileJob
+
+    @classmethod
+    def of(
+        cls, told: FileJob, fields: Mapping[str, Any], command: Sequence[str], given: Mapping[str, Any],
+        priority: int | None,
+    ) -> _Send:  # fmt: skip
+        job, files = described(told.job, fields, command), dict[str, Path]()
+        if priority is not None:
+            job.pop("priority", None)  # the file's would count more than the message's
+        inputs = job.get("inputs")
+        for path, source in inputs.items() if isinstance(inputs, Mapping) else ():
+            if isinstance(source, str) and source.startswith("@"):
+                typed = path in (fields.get("input") or {})
+                files[path] = (Path() if typed else told.folder) / Path(source[1:]).expanduser()
+        how = {**told.sending, **{k: v for k, v in given.items() if v is not None}, "priority": priority}
+        return cls(job=job, files=files, how={"queue": _QUEUE, **how}, told=told)
+
+    def check(self, client: Client) -> None:
+        """Raises what `Client.submit` would, with file and line where a file said it."""
+        inputs = {**(self.job.get("inputs") or {}), **dict.fromkeys(self.files, _ANY_DIGEST)} if self.files else None
+        try:
+            client.check({**self.job, "inputs": inputs} if inputs else self.job, queue=self.how["queue"])
+            for path, file in self.files.items():
+                if not file.exists():
+                    raise InvalidJob(f"inputs.{path}", f"@{file}", "there is no such file; correct the path")
+        except InvalidJob as error:
+            raise self.told.explained(error) if self.told.file else error from None
+        except NotFound as error:
+            raise (NotFound(f"{self.told.at('queue')}: {error}") if self.told.file else error) from None
+
+    def shown(self) -> dict[str, Any]:
+        """What would be sent."""
+        return {**self.job, **{k: v for k, v in self.how.items() if v is not None}}
+
+    def send(self, client: Client, kept: Mapping[Path, dict[str, Any]]) -> str:
+        """The job's id. kept: the blobs of its files, by path."""
+        job = dict(self.job)
+        if self.files:
+            job["inputs"] = {**job["inputs"], **{path: kept[file] for path, file in self.files.items()}}
+        how = self.how
+        return client.submit(job, queue=how["queue"], priority=how["priority"], countdown=how.get("countdown_s"),
+                             expires=how.get("expires_s"))  # fmt: skip
+
+
+def _send_all(client: Client, sends: Sequence[_Send], *, as_json: bool, err: bool) -> list[str]:
+    """Ids in order, once all files are put. Printed as they come: it is seen which were sent. err: on stderr."""
+    ids: list[str] = []
+    files = dict.fromkeys(file for send in sends for file in send.files.values())
+    kept = {file: _put(client, file, as_json=as_json) for file in files}
+    try:
+        for send in sends:
+            ids.append(send.send(client, kept))
+            if err or not as_json:
+                click.echo(ids[-1], err=err)
+    except Exception:
+        if len(sends) > 1:
+            click.echo(f"{len(ids)} of {len(sends)} jobs were sent", err=True)
+        raise
+    finally:
+        if as_json and not err and ids:
+            print_json({"id": ids[0]} if len(sends) == 1 else [{"id": i} for i in ids])
+    return ids
+
+
+def _put(client: Client, file: Path, *, as_json: bool) -> dict[str, Any]:
+    shown = progress.wanted(as_json=as_json)
+    total = progress.content_bytes(file) if shown else None
+    with progress.transfer(f"put {file.name}", total, shown=shown) as on_bytes:
+        return client.put(file, on_bytes=on_bytes)
 
 
 def described(job: Mapping[str, Any], fields: Mapping[str, Any], command: Sequence[str]) -> dict[str, Any]:
@@ -130,32 +244,16 @@ def described(job: Mapping[str, Any], fields: Mapping[str, Any], command: Sequen
     merged: dict[str, Any] = {**job, **{f: fields[f] for f in _FIELDS if fields.get(f) is not None}}
     for field, option in {**_MAPS, "inputs": "input"}.items():
         if fields.get(option):
-            merged[field] = {**(merged.get(field) or {}), **fields[option]}
+            filed = merged.get(field) or {}
+            if not isinstance(filed, Mapping):
+                raise InvalidConfig(f"the file's {field} must be an object, to which --{option} adds")
+            merged[field] = {**filed, **fields[option]}
     if command:
         merged["command"] = list(command)
     return merged
 
 
-def _source(client: Client, source: Any) -> Any:
-    if not (isinstance(source, str) and source.startswith("@")):
-        return source
-    return client.put(Path(source[1:]).expanduser())
-
-
-def _read(file: Path) -> dict[str, Any]:
-    import yaml  # JSON is YAML
-
-    text = sys.stdin.read() if str(file) == "-" else file.read_text()
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InvalidJob("", str(file), f"is neither JSON nor YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(value, dict):
-        raise InvalidJob("", value, f"{file} must hold an object such as {{image: busybox, command: [true]}}")
-    return value
-
-
-@click.command()
+@click.command(epilog=examples("batchyard schema >job.schema.json", "batchyard schema | jq '.properties | keys'"))
 def schema() -> None:
     """Print the JSON schema of a job."""
     from ..job import schema as job_schema

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import NotEnded
-from .doors import Doors, json_option, print_json, yard_options
+from . import progress
+from .complete import job_ids
+from .doors import Doors, examples, json_option, print_json, yard_options
 from .show import one_line
 
 if TYPE_CHECKING:
@@ -18,14 +20,20 @@ if TYPE_CHECKING:
 EXIT_FAILED, EXIT_LATE, EXIT_CANCELLED = 1, 124, 130
 
 
-@click.command()
-@click.argument("ids", nargs=-1, required=True)
+@click.command(
+    epilog=examples(
+        "batchyard wait ID ID",
+        'batchyard wait --timeout-s 600 ID || echo "ended with $?"',
+        "batchyard submit -f jobs.yaml | xargs batchyard wait --quiet",
+    )
+)
+@click.argument("ids", nargs=-1, required=True, shell_complete=job_ids)
 @click.option("--timeout-s", type=float, help="Give up after so many seconds (exit code 124); the jobs go on.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing on the way.")
 @json_option
 @yard_options
 def wait(doors: Doors, ids: Sequence[str], timeout_s: float | None, quiet: bool, as_json: bool) -> int:
-    """Wait until jobs have ended; each one's end is printed.
+    """Wait until jobs have ended; each one's end is printed. On a terminal, a bar counts them meanwhile.
 
     Exits with the job's exit code; of several jobs, with the first that is not 0. A job that failed without an exit
     code, or with 0 (an output is missing), counts as 1, a cancelled or expired one as 130. 124: not in time.
@@ -42,7 +50,8 @@ def wait_and_say(client: Client, ids: Sequence[str], *, timeout_s: float | None,
             click.echo(one_line(record), err=True)
 
     try:
-        records = client.wait(ids, timeout_s=timeout_s, on_change=None if quiet else say)
+        with progress.jobs(len(ids), shown=progress.wanted(as_json=as_json, quiet=quiet)) as hear:
+            records = client.wait(ids, timeout_s=timeout_s, on_change=hear or (None if quiet else say))
     except NotEnded as error:
         click.echo(f"error: {error}", err=True)
         return EXIT_LATE

@@ -2,30 +2,68 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from batchyard.broker.errors import DiskFull, IntegrityError, NotFound
+from batchyard.broker.errors import DiskFull, IntegrityError, InvalidConfig, NotFound, StoreUnavailable
 from batchyard.broker.seal import Readable
+from batchyard.cache.bounded import Bounded
 from batchyard.cache.disk import DirectoryStore
+from batchyard.cache.index import Index
 from batchyard.cache.memory import MemoryStore
+from batchyard.cache.s3 import S3Store
 from batchyard.cache.store import Store
+from batchyard.cache.tiered import Tiered
+from yardtest.minio import S3Server
+from yardtest.redis import free_port
 
 NAME = "ab" * 32
 OTHER = "cd" * 32
 
 
-@pytest.fixture(params=["memory", "directory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    return MemoryStore() if request.param == "memory" else DirectoryStore(tmp_path / "store")
+PLAIN = ["memory", "directory", "minio", "minio in parts", "versitygw", "versitygw in parts"]
+MADE_OF_OTHERS = ["bounded", "tiered", "tiered directories"]
+
+
+@pytest.fixture(params=PLAIN + MADE_OF_OTHERS)
+def store(request: pytest.FixtureRequest, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """In parts: what is not empty is uploaded so, in parts of the least size that S3 allows."""
+    if request.param == "memory":
+        return MemoryStore()
+    if request.param == "directory":
+        return DirectoryStore(tmp_path / "store")
+    if request.param in MADE_OF_OTHERS:
+        return made_of_others(request.param, tmp_path, tmp_path_factory.mktemp("near"))
+    server: S3Server = request.getfixturevalue(request.param.split()[0])
+    return bucket_of(server, in_parts=request.param.endswith("in parts"))
+
+
+def made_of_others(name: str, far: Path, near: Path) -> Store:
+    """near: where things may be left for a moment after a put that failed."""
+    if name == "tiered":
+        return Tiered(MemoryStore(), MemoryStore())
+    bounded = Bounded(DirectoryStore(near / "store"), Index(near), 1 << 30)
+    bounded.count()
+    return bounded if name == "bounded" else Tiered(bounded, DirectoryStore(far / "store"))
+
+
+def bucket_of(server: S3Server, *, in_parts: bool = False) -> S3Store:
+    bucket = f"test-{secrets.token_hex(8)}"
+    if in_parts:
+        return S3Store(server.access(), bucket, "a/b/", create=True, one_put_bytes=0, part_bytes=5 << 20)
+    return S3Store(server.access(), bucket, create=True)
 
 
 def put(store: Store, name: str, data: bytes) -> bool:
@@ -58,7 +96,7 @@ class Source:
         return 0
 
 
-@pytest.mark.parametrize("size", [0, 1, 999, 1 << 20, (1 << 20) + 1, 3_000_001])
+@pytest.mark.parametrize("size", [0, 1, 999, 1 << 20, (1 << 20) + 1, 3_000_001, (8 << 20) + 1, 11 << 20])
 def test_what_was_put_can_be_read(store: Store, size: int) -> None:
     data = os.urandom(size)
     assert put(store, NAME, data)
@@ -119,6 +157,18 @@ def test_a_source_that_raises_leaves_nothing(store: Store, tmp_path: Path) -> No
         store.put_if_absent(NAME, Source(b"half", fail), 8)
     assert list(store.names()) == []
     assert files_under(tmp_path) == []
+
+
+def test_an_oserror_of_the_source_is_not_taken_for_the_stores(store: Store) -> None:
+    failure = OSError(errno.EIO, "the disk of the source")
+
+    def fail() -> None:
+        raise failure
+
+    with pytest.raises(OSError, match="the disk of the source") as raised:
+        store.put_if_absent(NAME, Source(b"half", fail), 8)
+    assert raised.value is failure
+    assert list(store.names()) == []
 
 
 @pytest.mark.parametrize("size", [3, 5])
@@ -262,3 +312,97 @@ def test_a_planted_fifo_does_not_block_a_read(tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path)
     os.mkfifo(tmp_path / "objects" / "ab" / NAME)
     assert read(store, NAME) == b""
+
+
+# What only an S3 can show
+
+S3_WRITER = """
+import sys
+from pathlib import Path
+from batchyard.cache.access import S3Access
+from batchyard.cache.s3 import S3Store
+
+class Stuck:
+    begun = 0
+    def readinto(self, buffer):
+        if self.begun < 6 << 20:
+            self.begun += len(buffer)
+            return len(buffer)
+        print("half", flush=True)
+        sys.stdin.read()
+        return 0
+
+store = S3Store(S3Access.of_file(Path(sys.argv[1])), sys.argv[2], one_put_bytes=0, part_bytes=5 << 20)
+store.put_if_absent("ab" * 32, Stuck(), 12 << 20)
+"""
+
+
+@pytest.fixture(params=["minio", "versitygw"])
+def server(request: pytest.FixtureRequest) -> S3Server:
+    found: S3Server = request.getfixturevalue(request.param)
+    return found
+
+
+def uploads(server: S3Server, bucket: str) -> list[str]:
+    return [str(u.object_name) for u in server.access().client()._list_multipart_uploads(bucket).uploads]
+
+
+def test_a_writer_killed_in_an_upload_leaves_nothing_visible_and_is_swept_when_old(server: S3Server) -> None:
+    bucket = f"test-{secrets.token_hex(8)}"
+    young = S3Store(server.access(), bucket, create=True)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", S3_WRITER, str(server.credentials), bucket],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+    ) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"half\n"
+        writer.send_signal(signal.SIGKILL)
+    assert list(young.names()) == []
+    assert young.stat(NAME) is None
+    S3Store(server.access(), bucket, create=True)
+    assert uploads(server, bucket) == [NAME]
+    old = S3Store(server.access(), bucket, create=True, now_s=time.time() + 25 * 3600)
+    assert uploads(server, bucket) == []
+    assert put(old, NAME, b"whole")
+
+
+@pytest.mark.parametrize("size", [10 << 20, (12 << 20) + 1])
+def test_an_upload_that_fails_is_aborted(server: S3Server, size: int) -> None:
+    bucket = f"test-{secrets.token_hex(8)}"
+    store = S3Store(server.access(), bucket, create=True, one_put_bytes=0, part_bytes=5 << 20)
+    with pytest.raises(IntegrityError, match="gave"):
+        store.put_if_absent(NAME, io.BytesIO(bytes(12 << 20)), size)
+    assert put(store, OTHER, b"x")
+    assert uploads(server, bucket) == []
+    assert list(store.names()) == [OTHER]
+
+
+def test_a_bucket_that_is_not_there_keys_that_are_wrong_and_a_server_that_is_away_say_so(server: S3Server) -> None:
+    access = server.access()
+    with pytest.raises(StoreUnavailable, match="there is no such bucket; make it"):
+        put(S3Store(access, "nosuch"), NAME, b"x")
+    with pytest.raises(StoreUnavailable, match=r"refuses us .*correct the keys in .*credentials \[default\]"):
+        S3Store(replace(access, secret_key="wrong"), "any").stat(NAME)
+    with pytest.raises(StoreUnavailable, match=r"does not answer.*refused"):
+        S3Store(replace(access, endpoint_url=f"https://127.0.0.1:{free_port()}"), "any").stat(NAME)
+    with pytest.raises(StoreUnavailable, match="name the authority that signed its certificate as ca_bundle"):
+        S3Store(replace(access, ca_bundle=None), "any").stat(NAME)
+    with pytest.raises(InvalidConfig, match="cannot be a bucket"):
+        S3Store(access, "Not_A_Bucket!")
+
+
+def test_a_put_over_a_connection_that_the_server_has_closed_meanwhile_is_made(tmp_path: Path) -> None:
+    server = S3Server("minio", tmp_path / "own")
+    try:
+        server.start()
+        store = bucket_of(server)
+        assert put(store, NAME, b"x")
+        server.stop()  # with kept-alive connections
+        server.start()
+        assert put(store, OTHER, b"y")
+        assert read(store, NAME) == b"x"
+    finally:
+        server.remove()

@@ -50,9 +50,11 @@ class Ground:
         message = self.node.open(job.id, job.document).message
         now = time.time()
         follow = Followups(self.url, result_expires_s=100)
-        effects = follow.succeeded(message, {"job_id": job.id, **result})
+        whole = {"job_id": job.id, **result}
+        effects = follow.succeeded(message, whole)
         attempt = Attempt(node="n1", started=now, ended=now, exit_code=exit_code, reason="done")
         fields = {"exit_code": str(exit_code), "node": "n1", "reason": "done", "ended": str(int(now * 1000))}
+        fields["result"] = json.dumps(whole)
         assert self.node.settle(job, state, attempt, fields, effects, retention_s=100)
         return job.id
 
@@ -269,3 +271,166 @@ def test_a_configuration_is_kept_for_the_next_start(ground: Ground, client: Clie
     ran = subprocess.run([*COMMAND, "controller", "--config", str(file)], capture_output=True, text=True, check=False)
     assert ran.returncode == 2
     assert 'environment "f" is not defined' in ran.stderr
+
+
+def held(ground: Ground, batchyard: Any, *words: str) -> str:
+    """A job that was sent and has been taken in; its id."""
+    job_id = str(batchyard("submit", "--image", "busybox", *words)[1].strip())
+    until(lambda: batchyard("status", job_id)[0] == 0, "it is taken in")
+    return job_id
+
+
+def reasons(batchyard: Any, job_id: str) -> list[dict[str, Any]]:
+    """What `why` says of a job, by code."""
+    return list(json.loads(batchyard("why", "--json", job_id)[1])["reasons"])
+
+
+def test_why_says_a_waiting_jobs_place_and_what_nodes_lack(ground: Ground, batchyard: Any) -> None:
+    small = held(ground, batchyard, "--vcpus", "0.5")
+    last = held(ground, batchyard, "--vcpus", "1")
+    urgent = held(ground, batchyard, "--vcpus", "0.25", "--priority", "0")
+    assert [r["code"] for r in reasons(batchyard, small)] == ["place", "no_node"]
+    has = {"vcpus": "1.2", "memory_mib": "4096", "gpus": "0", "disk_gib": "10", "queues": "cpu", "most_jobs": "64"}
+    ground.node.renew("n1", has, {}, lease_s=30)
+    assert [(r["ahead"], r["waiting"]) for r in (reasons(batchyard, i)[0] for i in (small, last, urgent))] == [
+        (0, 3), (1, 3), (2, 3),
+    ]  # fmt: skip
+    assert reasons(batchyard, last)[1]["code"] == "has_room"
+    free = Free(vcpus=1.2, memory_mib=4096, gpus=0, disk_gib=10)
+    (job,) = ground.node.claim("n1", "c1", free, ["cpu"], lease_s=30)[1]
+    assert job.id == small
+    place, lack = reasons(batchyard, last)
+    assert (place["ahead"], place["waiting"]) == (0, 2)
+    assert (lack["code"], lack["lacks"]) == ("lacks_now", {"vcpus": 0.3})
+    assert lack["text"] == "it fits n1 when empty; n1 now lacks 0.3 vCPU of 1.2 (1 job there)"
+    assert reasons(batchyard, small)[0]["code"] == "starting"
+
+
+def test_why_knows_delayed_cancelled_ended_and_unknown_jobs(ground: Ground, batchyard: Any) -> None:
+    delayed = held(ground, batchyard, "--countdown-s", "1000", "--expires-s", "2000")
+    assert [r["code"] for r in reasons(batchyard, delayed)] == ["delayed", "expires"]
+    batchyard("cancel", delayed, "--reason", "not needed")
+    batchyard("wait", delayed)
+    code, out, _ = batchyard("why", delayed)
+    assert (code, out) == (0, "it was ended before it ran: not needed\n")
+    done = held(ground, batchyard)
+    ground.end(State.FAILED, 7)
+    assert reasons(batchyard, done)[0]["code"] == "failed"
+    code, out, _ = batchyard("why", "nosuch")
+    assert code == 1
+    assert out.startswith("no such job")
+    batchyard("cancel", "nosuch", "--reason", "never")
+    assert [r["code"] for r in reasons(batchyard, "nosuch")] == ["cancel_stored"]
+
+
+def test_why_finds_a_message_that_nobody_takes_in(ground: Ground, batchyard: Any) -> None:
+    ground.controller.send_signal(signal.SIGSTOP)
+    try:
+        ids = [batchyard("submit", "--image", "busybox")[1].strip() for _ in range(3)]
+        found = reasons(batchyard, ids[2])
+        assert [(r["code"], r["queue"], r["before"]) for r in found] == [("waits_for_intake", "cpu", 2)]
+    finally:
+        ground.controller.send_signal(signal.SIGCONT)
+
+
+def test_ls_lists_jobs_outputs_and_trees(ground: Ground, batchyard: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "a").write_text("hello\n")
+    (folder / "sub" / "esc\x1b[31m").write_text("x")
+    tree = json.loads(batchyard("put", "--json", str(folder))[1])
+    kept = {"digest": tree["digest"], "size": tree["size"], "kind": "tree"}
+    job_id = held(ground, batchyard)
+    assert batchyard("ls", job_id)[1].startswith("no outputs: the job is RUNNABLE, they are there at its end")
+    assert ground.end(State.SUCCEEDED, 0, outputs={"t": kept}) == job_id
+    assert [r["id"] for r in json.loads(batchyard("ls", "--json")[1])] == [job_id]
+    assert batchyard("ls", "--status", "FAILED")[1] == "no jobs\n"
+    assert batchyard("ls", job_id)[1].splitlines()[1].split()[:2] == ["t", "tree"]
+    assert json.loads(batchyard("ls", "--json", job_id)[1]) == [{"name": "t", **kept}]
+    expected = ["-0444 6 a", "d0755   sub/", "-0444 1 sub/esc\\x1b[31m"]
+    for name in (f"{job_id}:t", tree["digest"]):
+        assert batchyard("ls", name)[1].splitlines() == expected
+    long_ = batchyard("ls", "-l", tree["digest"])[1].splitlines()
+    (digest,) = (word for word in long_[0].split() if word.startswith("sha256:"))
+    assert batchyard("ls", digest)[1] == f"a file of 6 bytes: {digest}\n"
+    assert batchyard("get", f"{job_id}:t", str(tmp_path / "back"))[0] == 0
+    assert (tmp_path / "back" / "a").read_text() == "hello\n"
+    code, _, err = batchyard("ls", f"{job_id}:nosuch")
+    assert (code, f'job "{job_id}" has no output "nosuch"; it has t' in err) == (1, True)
+    assert batchyard("ls", "nosuch")[0] == 1
+
+
+def test_a_file_of_several_jobs_is_checked_first_and_sent_in_order(
+    ground: Ground, client: Client, batchyard: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a").write_text("hello\n")
+    file = tmp_path / "in" / "jobs.yaml"
+    file.write_text(
+        "image: a\ninputs: {/in/a: '@a'}\n---\n- {image: b, queue: gpu, priority: 5}\n- {image: c, vcpus: -1}\n"
+    )
+    code, out, err = batchyard("submit", "-f", str(file))
+    assert (code, out) == (2, "")
+    assert f"{file}, line 5: job.vcpus = -1" in err
+    file.write_text(file.read_text().replace("vcpus: -1", "vcpus: 1"))
+    shown = json.loads(batchyard("submit", "-f", str(file), "--dry-run")[1])
+    assert [(s["image"], s["queue"]) for s in shown] == [("a", "cpu"), ("b", "gpu"), ("c", "cpu")]
+    assert client.yard.depth(["cpu", "gpu"])["cpu"].total == 0
+    code, out, _ = batchyard("submit", "-f", str(file))
+    ids = out.split()
+    assert (code, len(ids)) == (0, 3)
+    until(lambda: len(client.records(ids)) == 3, "all are taken in")
+    found = client.records(ids)
+    assert [(found[i].image, found[i].queue, found[i].priority) for i in ids] == [
+        ("a", "cpu", 0), ("b", "gpu", 5), ("c", "cpu", 0),
+    ]  # fmt: skip
+    code, out, _ = batchyard("submit", "-f", str(file), "--json", "--queue", "gpu", "--priority", "7")
+    ids = [one["id"] for one in json.loads(out)]
+    until(lambda: len(client.records(ids)) == 3, "all are taken in")
+    assert {(r.queue, r.priority) for r in client.records(ids).values()} == {("gpu", 7)}
+    assert batchyard("submit", "-f", str(file), "--follow")[0] == 2
+
+
+def test_several_jobs_of_a_file_are_waited_for(ground: Ground, batchyard: Any, tmp_path: Path) -> None:
+    file = tmp_path / "jobs.yaml"
+    file.write_text("- {image: a}\n- {image: b, expires_s: 0.2, countdown_s: 100}\n")
+    ending = threading.Thread(target=lambda: ground.end(State.FAILED, 7))
+    ending.start()
+    code, out, err = batchyard("submit", "-f", str(file), "--wait")
+    ending.join()
+    assert code == 7
+    assert [line.split()[1] for line in out.splitlines()] == ["FAILED:", "FAILED"] or len(out.splitlines()) == 2
+    assert len(err.splitlines()) >= 2
+
+
+def test_a_shell_completes_queues_and_job_ids(ground: Ground, batchyard: Any) -> None:
+    job_id = held(ground, batchyard)
+
+    def completed(words: str, count: int) -> list[str]:
+        told = {"_BATCHYARD_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(count)}
+        ran = subprocess.run([*COMMAND], env={**os.environ, **told}, capture_output=True, text=True, check=False)
+        return ran.stdout.split()
+
+    assert completed("batchyard submit --queue ", 3) == ["plain,cpu", "plain,gpu"]
+    assert completed("batchyard submit --queue g", 3) == ["plain,gpu"]
+    for command in ("status", "why", "wait", "cancel", "logs", "ls"):
+        assert completed(f"batchyard {command} {job_id[:3]}", 2) == [f"plain,{job_id}"]
+    assert completed(f"batchyard why --state {ground.state} ", 4) == [f"plain,{job_id}"]
+
+
+def test_the_doctor_finds_a_sound_yard_sound_and_a_broken_one_broken(ground: Ground, batchyard: Any) -> None:
+    only = [word for name in ("redis", "clock", "store", "keys", "scratch") for word in ("--only", name)]
+    batchyard("put", __file__)  # makes the store
+    code, out, err = batchyard("doctor", "--json", *only)
+    found = {one["name"]: one["status"] for one in json.loads(out)}
+    assert code == 0, (out, err)
+    expected = ("redis", "redis on disk", "redis eviction", "redis events", "redis functions", "controller", "clock",
+                "store", "store conditions", "keys")  # fmt: skip
+    assert {name: found[name] for name in expected} == dict.fromkeys(expected, "ok")
+    assert "store conditions  ok" in batchyard("doctor", *only)[1]
+    KeyRing.create(ground.state / "other.json")
+    code, out, _ = batchyard("doctor", "--only", "keys", "--key-file", str(ground.state / "other.json"))
+    assert code == 1
+    assert "is not this yard's; use the key file that its controller uses" in out
+    assert batchyard("doctor", "--only", "store", "--store", str(ground.state / "nosuch"))[0] == 1
+    assert batchyard("doctor", "--state", str(ground.state / "nosuch"), "--only", "gpus")[0] == 1

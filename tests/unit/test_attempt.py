@@ -15,6 +15,8 @@ from batchyard.broker.record import Claimed
 from batchyard.broker.seal import KeyRing
 from batchyard.cache.copies import LocalCopies
 from batchyard.cache.disk import DirectoryStore
+from batchyard.cache.folder import Folder
+from batchyard.cache.index import Index
 from batchyard.cache.sealed import BlobStore
 from batchyard.worker.attempt import Execution, Finished
 from batchyard.worker.capture import LogPoller
@@ -28,6 +30,7 @@ from batchyard.worker.staging import Stage
 from batchyard.worker.tools import Tools
 from yardtest.wait import until
 
+COPIES_BYTES = 1 << 20
 CLAIMED = Claimed(id="j", token="1:c", attempt=1, queue="cpu", created=1.0, document=b"")
 LABELS = {"batchyard.yard": "y", "batchyard.node": "n"}
 
@@ -65,7 +68,8 @@ def engine(tmp_path: Path) -> Flaky:
 def tools(tmp_path: Path, engine: Flaky) -> Tools:
     nothing = cast(Any, None)
     blobs = BlobStore(DirectoryStore(tmp_path / "store"), KeyRing.new())
-    copies = LocalCopies(tmp_path / "copies", blobs)
+    (tmp_path / "copies").mkdir()
+    copies = LocalCopies(blobs, Index(tmp_path / "copies"), [Folder(tmp_path / "copies", COPIES_BYTES)])
     options = NodeOptions(
         name="n", state=tmp_path / "state", store=str(tmp_path), queues=(), vcpus=2, memory_mib=512, disk_gib=1
     )
@@ -87,7 +91,7 @@ def tools(tmp_path: Path, engine: Flaky) -> Tools:
 
 
 def execution(tools: Tools, command: str, *, on_start: Callable[[float], None] | None = None, **more: Any) -> Execution:
-    job = Job.parse({"image": "i", "command": command.split(), "user": None})
+    job = Job.parse({"image": "i", "command": command.split(), "user": None, "inputs": more.get("inputs", {})})
     allocation = Allocation(job_id="j", token="1:c", demand=Demand(vcpus=1, memory_mib=64), gpus=())
     container = more.get("container")
     return Execution(tools, CLAIMED, job, allocation, container, on_start or (lambda at: None))
@@ -146,3 +150,25 @@ def test_an_adopted_container_whose_start_was_never_told_is_told_now(tools: Tool
     second.stop(Stop.CANCEL, "revoked", grace_s=1, first_signal="SIGTERM")
     assert join_second().outcome.fate is Fate.REVOKED
     join()
+
+
+def test_a_job_waits_for_room_that_others_inputs_take_and_says_what_moved(tools: Tools, engine: Flaky) -> None:
+    engine.program("work", lambda run: 0)
+    copies = tools.stage.copies
+    large, small = tools.blobs.put_bytes(b"l" * 700_000), tools.blobs.put_bytes(b"s" * 400_000)
+    copies.stage(large, "other job")
+    one = execution(tools, "work", inputs={"/in/x": small.digest})
+    join = in_thread(one)
+    until(lambda: copies.is_pinned(small.digest), "it has begun")
+    copies.unpin("other job")
+    end = join()
+    assert end.outcome.fate is Fate.SUCCEEDED
+    assert end.log is not None
+    assert b"1 inputs staged: 400.0 kB fetched, 0 of 1 already here" in tools.blobs.read_bytes(end.log.digest, 10_000)
+    assert not copies.is_pinned(small.digest)
+
+
+def test_an_adopted_container_pins_its_inputs_before_it_is_gone_on_with(tools: Tools, engine: Flaky) -> None:
+    blob = tools.blobs.put_bytes(b"x")
+    execution(tools, "work", container="c", inputs={"/in/x": blob.digest})
+    assert tools.stage.copies.is_pinned(blob.digest)

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from batchyard.broker.blobs import Lines
+from batchyard.broker.blobs import Lines, OnBytes
 from batchyard.broker.errors import BrokerUnavailable, InvalidConfig, NotFound
 from batchyard.broker.joblog import JobLog, text_of
 from batchyard.broker.record import Record, from_hash
@@ -30,10 +30,13 @@ class Blobs:
         assert digest == "sha256:log"
         yield io.BytesIO(self._data)
 
-    def put(self, path: Path) -> dict[str, Any]:
+    def put(self, path: Path, *, on_bytes: OnBytes | None = None) -> dict[str, Any]:
         raise NotImplementedError
 
-    def get(self, digest: str, path: Path) -> str:
+    def get(self, digest: str, path: Path, *, on_bytes: OnBytes | None = None) -> str:
+        raise NotImplementedError
+
+    def look(self, digest: str) -> dict[str, Any]:
         raise NotImplementedError
 
 

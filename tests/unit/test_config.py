@@ -119,3 +119,17 @@ def test_a_queue_may_force_the_strict_profile() -> None:
 def test_the_hosts_network_must_be_allowed() -> None:
     assert '"host"' in (config().refusal("cpu", job(network="host")) or "")
     assert config(allow_host_network=True).refusal("cpu", job(network="host")) is None
+
+
+def test_a_node_serves_what_it_was_told_else_the_queues_of_its_compute_environment() -> None:
+    here = HERE["here"]
+    queues = {
+        "a": {"environments": ["here"]},
+        "b": {"environments": ["there"]},
+        "c": {"environments": ["here", "there"]},
+    }
+    read = parse({"queues": queues, "environments": {"here": here, "there": here}}, "test")
+    assert read.served("here") == ["a", "c"]
+    assert read.served("there") == ["b", "c"]
+    assert read.served("here", ("b",)) == ["b"]
+    assert read.served("elsewhere") == ["a", "b", "c"]

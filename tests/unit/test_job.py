@@ -28,6 +28,7 @@ def result(**outputs: Any) -> dict[str, Any]:
     return {"job_id": "before", "exit_code": 0, "outputs": outputs}
 
 
+TO = {"path": "/work/x", "to": "s3://bucket/x", "credentials": "s3"}
 ONE = {"digest": DIGEST, "size": 3, "kind": "file"}
 
 
@@ -42,8 +43,14 @@ def test_a_job_survives_json() -> None:
         command=["sh", "-c", "true"],
         environment={"A": "b"},
         secrets={"TOKEN": "token"},
-        inputs={"/in/a": DIGEST, "/in/b": "file:///data/b", "/in/c": {"from": "table", "index": 2}},
-        outputs={"table": "/work/t"},
+        inputs={
+            "/in/a": DIGEST,
+            "/in/b": "file:///data/b",
+            "/in/c": {"from": "table", "index": 2},
+            "/in/d": {"uri": "s3://bucket/dir/", "credentials": "s3"},
+            "/in/e": {"uri": "https://host/e?sig=x", "digest": DIGEST, "size": 3},
+        },
+        outputs={"table": "/work/t", "more": {**TO, "to": "s3://bucket/dir/"}},
         vcpus=0.5,
         tags={"who": "me"},
         timeout_s=60,
@@ -51,6 +58,7 @@ def test_a_job_survives_json() -> None:
     )
     assert Job.parse(json.loads(json.dumps(job.dump()))) == job
     assert "memory_mib" not in job.dump()
+    assert job.dump()["outputs"]["table"] == "/work/t"  # as records had it before there were destinations
 
 
 def test_numbers_and_booleans_are_welcome_where_text_is_wanted() -> None:
@@ -101,7 +109,17 @@ def test_a_parameter_is_put_in_once() -> None:
         ({"secrets": {"A": "../up"}}, ["job.secrets.A", "'…'", "never its value"]),
         ({"secrets": {"A": "s"}, "environment": {"A": "x"}}, ["job.secrets", "keep one"]),
         ({"inputs": {"/in/a": "sha256:short"}}, ["job.inputs"]),
-        ({"inputs": {"/in/a": "http://x/y"}}, ["job.inputs", "file:///"]),
+        ({"inputs": {"/in/a": "ftp://x/y"}}, ["job.inputs", "file:///", "s3://", "https://"]),
+        ({"inputs": {"/in/a": "http://x/y"}}, ["job.inputs./in/a", "'http://x/y'", "use https://"]),
+        ({"inputs": {"/in/a": {"uri": "https://x/y", "credentials": "s"}}}, ["job.inputs", "goes with an s3:// URI"]),
+        ({"inputs": {"/in/a": {"digest": DIGEST, "credentials": "s"}}}, ["job.inputs", "goes with an s3:// URI"]),
+        (
+            {"inputs": {"/in/a": {"uri": "s3://bucket/y", "credentials": "../s"}}},
+            ["job.inputs./in/a.credentials = '…'", "never its value"],
+        ),
+        ({"inputs": {"/in/a": {"uri": "s3://bucket/y/", "size": 1}}}, ["job.inputs", "is a directory"]),
+        ({"inputs": {"/in/a": {"uri": "s3://bucket/y", "from": "o"}}}, ["job.inputs", "exactly one"]),
+        ({"inputs": {"/in/a": {"uri": "s3://bucket/y", "key": "x"}}}, ["no such field", "credentials", "from"]),
         ({"inputs": {"/in/a": "file://host/y"}}, ["job.inputs"]),
         ({"inputs": {"/in/a": "file:relative"}}, ["job.inputs"]),
         ({"inputs": {"/in/a": {}}}, ["job.inputs", "exactly one"]),
@@ -120,6 +138,15 @@ def test_a_parameter_is_put_in_once() -> None:
         ({"outputs": {"o": "/work"}}, ["job.outputs.o", "below /work"]),
         ({"outputs": {"o": "work/x"}}, ["job.outputs.o", "absolute"]),
         ({"outputs": {"../o": "/work/x"}}, ["job.outputs"]),
+        ({"outputs": {"o": 5}}, ["job.outputs.o", "5", "must be a path below /work"]),
+        ({"outputs": {"o": {"to": "s3://bucket/x"}}}, ["job.outputs.o.path", "is required"]),
+        ({"outputs": {"o": {"path": "/etc/x"}}}, ["job.outputs.o", "'/etc/x'", "below /work"]),
+        ({"outputs": {"o": {"path": "/work/x", "to": "s3://bucket/x"}}}, ["job.outputs.o", "go together"]),
+        ({"outputs": {"o": {"path": "/work/x", "credentials": "s"}}}, ["job.outputs.o", "go together"]),
+        ({"outputs": {"o": {**TO, "to": "https://host/x"}}}, ["job.outputs.o", "s3://BUCKET/KEY"]),
+        ({"outputs": {"o": {**TO, "to": "s3://bucket/../x"}}}, ["job.outputs.o", '".."']),
+        ({"outputs": {"a": TO, "b": TO}}, ["job.outputs.b.to", "'s3://bucket/x'", "output a goes there too"]),
+        ({"outputs": {"o": {**TO, "nosuch": 1}}}, ["no such field", "path, to, credentials"]),
     ],
 )
 def test_what_breaks_a_rule_is_refused_with_field_value_and_rule(fields: dict[str, Any], words: list[str]) -> None:
@@ -145,6 +172,26 @@ def test_values_of_the_environment_are_never_shown() -> None:
     assert "PASSWORD" in str(error)
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "https://host:99999/x?sig=hunter2",
+        "https://user:hunter2@host/x",
+        "https://user:hunt/er2@host/x",
+        "ftp://user:hunter2@host/x",
+        "s3://bucket/x?sig=hunter2",
+        {"uri": "https://host/x?sig=hunter2", "credentials": "s3"},
+        {"uri": "https://host/x?sig=hunter2", "nosuch": 1},
+        {"uri": ["https://host/x?sig=hunter2"]},
+    ],
+)
+def test_what_signs_a_uri_is_never_shown(spec: Any) -> None:
+    text = str(refused(inputs={"/in/a": spec}))
+    assert "hunter2" not in text
+    assert "er2" not in text
+    assert "hunter2" not in str(refused(outputs={"o": {"path": "/work/x", "to": spec}}))
+
+
 def test_a_long_value_is_cut() -> None:
     assert len(str(refused(user="x" * 10_000))) < 300
 
@@ -161,6 +208,11 @@ def test_the_previous_result_becomes_a_digest() -> None:
     job = resolve(parse(inputs={"/in/a": {"from": "o"}, "/in/b": OTHER}), result(o=ONE))
     assert job.inputs["/in/a"] == Input(digest=DIGEST, size=3)
     assert job.inputs["/in/b"].digest == OTHER
+
+
+def test_a_result_that_went_to_a_bucket_too_becomes_its_digest() -> None:
+    job = resolve(parse(inputs={"/in/a": {"from": "o"}}), result(o={**ONE, "uri": "s3://bucket/x"}))
+    assert job.inputs["/in/a"] == Input(digest=DIGEST, size=3)
 
 
 def test_a_groups_results_become_members_in_order() -> None:

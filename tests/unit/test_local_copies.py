@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from batchyard.broker.errors import DiskFull, InputError, IntegrityError, InvalidConfig, NotFound, StoreUnavailable
+from batchyard.broker.errors import DiskFull, InputError, IntegrityError, InvalidConfig, NotFound
 from batchyard.broker.seal import KeyRing, Readable
 from batchyard.cache.copies import LocalCopies
-from batchyard.cache.digest import Blob, digest_of
+from batchyard.cache.digest import Blob, Digest, digest_of
 from batchyard.cache.disk import DirectoryStore
+from batchyard.cache.folder import Folder
+from batchyard.cache.index import Index
 from batchyard.cache.memory import MemoryStore
 from batchyard.cache.sealed import BlobStore
 from batchyard.cache.tree import put_tree
@@ -48,11 +50,30 @@ def blobs(store: Gated) -> BlobStore:
     return BlobStore(store, KeyRing.new())
 
 
+PLENTY = 1 << 40
+JOB = "job.1"
+
+
+def opened(
+    root: Path, blobs: BlobStore, limit: int = PLENTY, *, memory: int | None = None, boot_id: str | None = None
+) -> LocalCopies:
+    """Copies in a folder, and in a second one beside it that stands for memory."""
+    root.parent.mkdir(exist_ok=True)
+    folders = [Folder(root, limit, boot_id=boot_id)]
+    if memory is not None:
+        folders.insert(0, Folder(root.with_name("memory"), memory, place="memory", boot_id=boot_id))
+    return LocalCopies(blobs, Index(root.parent, boot_id=boot_id), folders)  # not in it: a small disk is unmounted
+
+
 @pytest.fixture
 def copies(blobs: BlobStore, tmp_path: Path) -> Iterator[LocalCopies]:
-    copies = LocalCopies(tmp_path / "l1", blobs)
+    copies = opened(tmp_path / "l1", blobs)
     yield copies
     copies.close()
+
+
+def stage(copies: LocalCopies, blob: Blob | Digest, owner: str = JOB) -> Path:
+    return copies.stage(blob, owner).path
 
 
 def a_tree(blobs: BlobStore, path: Path) -> Blob:
@@ -69,53 +90,53 @@ def mode(path: Path) -> int:
 
 def test_a_file_is_staged_once_and_read_only(copies: LocalCopies, blobs: BlobStore, store: Gated) -> None:
     blob = blobs.put_bytes(b"data")
-    path = copies.stage(blob)
+    path = stage(copies, blob)
     assert path.read_bytes() == b"data"
     assert mode(path) == 0o444
-    assert copies.stage(blob.digest) == path
-    assert (store.gets, copies.hits, copies.bytes_staged) == (1, 1, 4)
+    assert stage(copies, blob.digest) == path
+    assert (store.gets, copies.counts.hits, copies.counts.fetched_bytes) == (1, 1, 4)
 
 
 def test_others_on_the_host_cannot_enter_the_root(copies: LocalCopies, blobs: BlobStore) -> None:
-    path = copies.stage(blobs.put_bytes(b"data"))
+    path = stage(copies, blobs.put_bytes(b"data"))
     assert mode(path.parent.parent) == 0o700
 
 
 def test_a_tree_is_staged_as_a_read_only_directory(copies: LocalCopies, blobs: BlobStore, tmp_path: Path) -> None:
     blob = a_tree(blobs, tmp_path / "in")
-    path = copies.stage(blob)
+    path = stage(copies, blob)
     assert (path / "link").read_bytes() == b"run"
     assert [mode(path), mode(path / "sub"), mode(path / "sub" / "run")] == [0o555] * 3
-    assert copies.stage(blob) == path
-    assert (copies.hits, copies.bytes_staged) == (1, 3)
+    assert stage(copies, blob) == path
+    assert (copies.counts.hits, copies.counts.fetched_bytes) == (1, 3)
 
 
 def test_of_a_bare_digest_the_content_tells_whether_it_is_a_tree(
     copies: LocalCopies, blobs: BlobStore, tmp_path: Path
 ) -> None:
     blob = a_tree(blobs, tmp_path / "in")
-    path = copies.stage(blob.digest)
+    path = stage(copies, blob.digest)
     assert path.is_dir()
-    assert copies.stage(blob) == path
-    assert copies.stage(Blob(digest=blob.digest, size=blob.size, kind="file")).is_file()
-    assert copies.stage(blob.digest) == path
+    assert stage(copies, blob) == path
+    assert stage(copies, Blob(digest=blob.digest, size=blob.size, kind="file")).is_file()
+    assert stage(copies, blob.digest) == path
     with pytest.raises(InputError, match="is not a tree"):
-        copies.stage(Blob(digest=blobs.put_bytes(b"data").digest, size=4, kind="tree"))
+        stage(copies, Blob(digest=blobs.put_bytes(b"data").digest, size=4, kind="tree"))
 
 
 def test_a_wrong_size_fails_only_who_gave_it(copies: LocalCopies, blobs: BlobStore) -> None:
     blob = blobs.put_bytes(b"data")
     for _ in range(2):
         with pytest.raises(InputError, match="has 4 bytes, not 5"):
-            copies.stage(Blob(digest=blob.digest, size=5))
-        assert copies.stage(blob).read_bytes() == b"data"
+            stage(copies, Blob(digest=blob.digest, size=5))
+        assert stage(copies, blob).read_bytes() == b"data"
 
 
 def test_threads_that_want_one_blob_share_one_fetch(copies: LocalCopies, blobs: BlobStore, store: Gated) -> None:
     blob = blobs.put_bytes(os.urandom(100_000))
     store.gate.clear()
     paths: list[Path] = []
-    threads = [threading.Thread(target=lambda: paths.append(copies.stage(blob))) for _ in range(6)]
+    threads = [threading.Thread(target=lambda: paths.append(stage(copies, blob))) for _ in range(6)]
     for thread in threads:
         thread.start()
     assert store.reading.wait(30)
@@ -124,31 +145,31 @@ def test_threads_that_want_one_blob_share_one_fetch(copies: LocalCopies, blobs: 
         thread.join(30)
     assert len(paths) == 6
     assert len(set(paths)) == 1
-    assert (store.gets, copies.bytes_staged) == (1, 100_000)
+    assert (store.gets, copies.counts.fetched_bytes) == (1, 100_000)
 
 
 def test_two_blobs_are_fetched_at_the_same_time(copies: LocalCopies, blobs: BlobStore, store: Gated) -> None:
     one, two = blobs.put_bytes(b"one"), blobs.put_bytes(b"two")
     store.gate.clear()
-    slow = threading.Thread(target=copies.stage, args=(one,))
+    slow = threading.Thread(target=copies.stage, args=(one, JOB))
     slow.start()
     assert store.reading.wait(30)
     store.reading.clear()
-    other = threading.Thread(target=copies.stage, args=(two,))
+    other = threading.Thread(target=copies.stage, args=(two, JOB))
     other.start()
     assert store.reading.wait(30)
     store.gate.set()
     slow.join(30)
     other.join(30)
-    assert copies.bytes_staged == 6
+    assert copies.counts.fetched_bytes == 6
 
 
 def test_a_failure_is_told_and_the_next_call_tries_again(copies: LocalCopies, blobs: BlobStore) -> None:
     missing = digest_of(b"late")
     with pytest.raises(NotFound):
-        copies.stage(missing)
+        stage(copies, missing)
     blobs.put_bytes(b"late")
-    assert copies.stage(missing).read_bytes() == b"late"
+    assert stage(copies, missing).read_bytes() == b"late"
 
 
 def test_a_damaged_blob_is_never_staged(copies: LocalCopies, blobs: BlobStore, store: Gated, tmp_path: Path) -> None:
@@ -158,49 +179,48 @@ def test_a_damaged_blob_is_never_staged(copies: LocalCopies, blobs: BlobStore, s
     store.delete(name)
     store.put_if_absent(name, io.BytesIO(b"\0" * size), size)
     with pytest.raises(IntegrityError, match=blob.digest):
-        copies.stage(blob)
+        stage(copies, blob)
     assert list((tmp_path / "l1" / "file").iterdir()) == []
 
 
 def test_a_second_node_on_the_same_root_is_refused(copies: LocalCopies, blobs: BlobStore, tmp_path: Path) -> None:
     with pytest.raises(InvalidConfig, match="in use by another node"):
-        LocalCopies(tmp_path / "l1", blobs)
+        opened(tmp_path / "l1", blobs)
     copies.close()
-    LocalCopies(tmp_path / "l1", blobs).close()
+    opened(tmp_path / "l1", blobs).close()
 
 
 def test_copies_survive_a_restart_but_not_another_boot(blobs: BlobStore, store: Gated, tmp_path: Path) -> None:
     file, tree = blobs.put_bytes(b"data"), a_tree(blobs, tmp_path / "in")
     for boot_id, expected in (("one", 3), ("one", 3), ("two", 6), ("two", 6)):
-        copies = LocalCopies(tmp_path / "l1", blobs, boot_id=lambda boot_id=boot_id: boot_id)  # type: ignore[misc]
-        assert copies.stage(file).read_bytes() == b"data"
-        assert (copies.stage(tree) / "sub" / "run").read_bytes() == b"run"
+        copies = opened(tmp_path / "l1", blobs, boot_id=boot_id)
+        assert stage(copies, file).read_bytes() == b"data"
+        assert (stage(copies, tree) / "sub" / "run").read_bytes() == b"run"
         copies.close()
         assert store.gets == expected
 
 
-def test_a_tree_that_cannot_take_its_name_leaves_nothing(copies: LocalCopies, blobs: BlobStore, tmp_path: Path) -> None:
+def test_what_stands_in_a_copys_place_goes(copies: LocalCopies, blobs: BlobStore, tmp_path: Path) -> None:
     blob = a_tree(blobs, tmp_path / "in")
     place = tmp_path / "l1" / "tree" / blob.digest.removeprefix("sha256:")
-    place.symlink_to("nowhere")
-    with pytest.raises(StoreUnavailable, match="cannot write"):
-        copies.stage(blob)
-    assert list(place.parent.iterdir()) == [place]
+    place.mkdir()
+    (place / "other").touch()
+    assert sorted(os.listdir(stage(copies, blob))) == ["link", "sub"]
+    assert os.listdir(tmp_path / "l1" / "trash") == []
 
 
-def test_pins_are_counted(copies: LocalCopies) -> None:
+def test_a_pin_is_its_owners(copies: LocalCopies) -> None:
     one, two = digest_of(b"one"), digest_of(b"two")
-    copies.pin(one)
-    with copies.pinned([one, two]):
+    copies.pin("a", [one])
+    with copies.pinned("b", [one, two, one]):
         assert copies.is_pinned(one)
         assert copies.is_pinned(two)
     assert copies.is_pinned(one)
     assert not copies.is_pinned(two)
-    copies.unpin(one)
+    copies.unpin("a")
+    copies.unpin("a")
     assert not copies.is_pinned(one)
-    with pytest.raises(ValueError, match="is not pinned"):
-        copies.unpin(one)
-    with pytest.raises(InputError), copies.pinned([one, "nonsense"]):
+    with pytest.raises(InputError), copies.pinned("b", [one, "nonsense"]):
         pass
     assert not copies.is_pinned(one)
 
@@ -211,6 +231,8 @@ from pathlib import Path
 from batchyard.broker.seal import KeyRing
 from batchyard.cache.copies import LocalCopies
 from batchyard.cache.disk import DirectoryStore
+from batchyard.cache.folder import Folder
+from batchyard.cache.index import Index
 from batchyard.cache.sealed import BlobStore
 
 top, digest = Path(sys.argv[1]), sys.argv[2]
@@ -225,7 +247,7 @@ class Slow(DirectoryStore):
         return super().get(name)
 
 blobs = BlobStore(Slow(top / "store"), KeyRing.load(top / "keys"))
-LocalCopies(top / "l1", blobs).stage(digest)
+LocalCopies(blobs, Index(top), [Folder(top / "l1", 1 << 30)]).stage(digest, "job")
 """
 
 
@@ -248,9 +270,9 @@ def test_a_node_killed_while_it_stages_leaves_no_copy_and_its_leftovers_are_swep
     left = os.listdir(tmp_path / "l1" / "tree")
     assert left
     assert all(name.startswith(".new-") for name in left)
-    copies = LocalCopies(tmp_path / "l1", blobs)
+    copies = opened(tmp_path / "l1", blobs)
     assert os.listdir(tmp_path / "l1" / "tree") == []
-    assert sorted(os.listdir(copies.stage(blob))) == ["0", "1", "2"]
+    assert sorted(os.listdir(stage(copies, blob))) == ["0", "1", "2"]
     copies.close()
 
 
@@ -272,9 +294,9 @@ def test_a_full_disk_is_named_and_leaves_nothing(blobs: BlobStore, small_disk: P
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "big").write_bytes(os.urandom(2 << 20))
     big = put_tree(blobs, tmp_path / "in") if kind == "tree" else blobs.put_file(tmp_path / "in" / "big")
-    copies = LocalCopies(small_disk, blobs)
+    copies = opened(small_disk, blobs)
     with pytest.raises(DiskFull, match="no space left for"):
-        copies.stage(big)
+        stage(copies, big)
     assert os.listdir(small_disk / "file") == os.listdir(small_disk / "tree") == []
-    assert copies.stage(blobs.put_bytes(b"small")).read_bytes() == b"small"
+    assert stage(copies, blobs.put_bytes(b"small")).read_bytes() == b"small"
     copies.close()

@@ -18,6 +18,7 @@ COMMANDS = {
     "get": "batchyard.cache.commands:get",
     "worker": "batchyard.worker.commands:worker",
     "up": "batchyard.worker.up:up",
+    "doctor": "batchyard.worker.doctor:doctor",
 }
 
 

@@ -34,6 +34,7 @@ from batchyard.broker.config import Config, parse
 from batchyard.broker.record import Record
 from batchyard.broker.seal import KeyRing
 from batchyard.broker.store import Yard
+from batchyard.worker import memory
 
 from .redis import RedisServer, free_port
 from .wait import until
@@ -173,6 +174,8 @@ class TestYard:
             "memory_mib": 4096,
             "gpus": 0,
             "disk_gib": 10,
+            "copies_gib": 2,
+            "copies_memory_mib": 64,
             "secrets": self.secrets,
             "allow_root": self.shared,
             "grace_s": 1,
@@ -186,6 +189,7 @@ class TestYard:
     def forget_node(self, name: str) -> None:
         """Ends a node in order, for good: what it had is not looked at any more."""
         assert self.nodes.pop(name).end() == 0
+        memory.remove_folder(self.state_of(name))
 
     def state_of(self, name: str) -> Path:
         """A node's state folder."""
@@ -217,6 +221,8 @@ class TestYard:
             self.producer.close()
             self._mute.close()
         self.redis_server.stop()
+        for state in self.directory.glob("node-*/"):
+            memory.remove_folder(state)
         for container in self.containers():
             subprocess.run(["docker", "rm", "-f", "-v", container], capture_output=True, check=False)
 

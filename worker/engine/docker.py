@@ -58,6 +58,11 @@ class DockerEngine:
         with self._answers("ping"):
             self._api().ping()
 
+    def about(self) -> Mapping[str, Any]:
+        """What `docker info` tells now, as the Engine API names it."""
+        with self._answers("info"):
+            return dict(self._api().info())
+
     def image_present(self, image: str) -> str | None:
         with self._answers(f'image "{image}"'):
             try:

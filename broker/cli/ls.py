@@ -1,0 +1,93 @@
+"""`batchyard ls`: the newest jobs, a job's outputs, or what is in a blob."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import NotFound
+from . import show
+from .complete import job_ids
+from .doors import Doors, examples, json_option, print_json, yard_options
+from .look import list_options, print_jobs
+
+if TYPE_CHECKING:
+    from ..client import Client
+    from ..record import Record
+
+_SIGNS = {"directory": "d", "symlink": "l", "file": "-"}
+
+
+@click.command(
+    epilog=examples(
+        "batchyard ls                       the newest jobs, as `batchyard list`",
+        "batchyard ls ID                    the outputs of a job",
+        "batchyard ls ID:table              what is in its output `table`",
+        "batchyard ls -l sha256:…           what is in a blob, with the files' digests",
+    )
+)
+@click.argument("what", required=False, shell_complete=job_ids)
+@click.option("-l", "--long", "long_", is_flag=True, help="Show the digests of the files in a tree.")
+@list_options
+@json_option
+@yard_options
+def ls(doors: Doors, what: str | None, long_: bool, limit: int, states: Sequence[str], as_json: bool) -> None:
+    """List the newest jobs, a job's outputs (ID), or what is in a blob (sha256:… or ID:OUTPUT).
+
+    --limit and --status are for the list of jobs.
+    """
+    with doors.client() as client:
+        if what is None:
+            print_jobs(client, limit, states, as_json=as_json)
+            return
+        record = None if what.startswith("sha256:") else _job(client, what)
+        if record is not None:
+            _print_outputs(record, as_json=as_json)
+            return
+        blob = client.look(client.digest(what))
+    print_json(blob) if as_json else _print_blob(blob, long_=long_)
+
+
+def _job(client: Client, name: str) -> Record | None:
+    """The job of this id; None where the name may be that of an output."""
+    try:
+        return client.status(name)
+    except NotFound:
+        if ":" not in name:
+            raise
+        return None
+
+
+def _print_outputs(record: Record, *, as_json: bool) -> None:
+    outputs: Mapping[str, Mapping[str, Any]] = (record.result or {}).get("outputs") or {}
+    if as_json:
+        print_json([{"name": name, **blob} for name, blob in outputs.items()])
+        return
+    rows = [
+        (name, str(o.get("kind")), show.size(o.get("size") or 0), str(o.get("digest") or o.get("uri") or ""))
+        for name, o in outputs.items()
+    ]
+    show.print_table(
+        ("NAME", "KIND", "SIZE", "DIGEST"),
+        rows,
+        empty=f"no outputs: the job is {record.state}{'' if record.state.ended else ', they are there at its end'}",
+    )
+
+
+def _print_blob(blob: Mapping[str, Any], *, long_: bool) -> None:
+    if blob["kind"] == "file":
+        click.echo(f"a file of {blob['size']} bytes: {blob['digest']}")
+        return
+    width = max((len(str(e.get("size", ""))) for e in blob["entries"]), default=0)
+    for entry in blob["entries"]:
+        click.echo(_line(entry, width, long_=long_))
+
+
+def _line(entry: Mapping[str, Any], width: int, *, long_: bool) -> str:
+    """`-0444    812 a/b`: kind, mode, bytes, path. What a job wrote must not steer the terminal."""
+    path = show.printable(entry["path"])
+    tail = {"directory": "/", "symlink": f" -> {show.printable(entry.get('target', ''))}"}.get(entry["type"], "")
+    digest = f"{entry.get('digest', ''):71} " if long_ else ""
+    return f"{_SIGNS[entry['type']]}{entry['mode']} {entry.get('size', ''):>{width}} {digest}{path}{tail}"

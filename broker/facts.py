@@ -1,0 +1,143 @@
+"""What `why.explain` decides from: a bounded number of reads of Redis, whatever is queued."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from . import keys
+from .config import Config
+from .record import Record, from_hash
+from .state import State
+from .why import Amounts, Facts, NodeFacts
+
+if TYPE_CHECKING:
+    from .client import Client, NodeView
+
+_MOST_NODES = 200
+_MOST_MESSAGES = 200  # of a list that are looked through for a job that was not taken in yet
+_MOST_LETTERS = 500
+
+
+def gather(client: Client, job_id: str) -> Facts:
+    """All that is known of a job now. Raises BrokerUnavailable, NotFound (no yard)."""
+    yard = client.yard
+    raw: dict[bytes, bytes] = yard.guard(lambda: yard.redis.hgetall(keys.job(job_id)))
+    config, now_s = yard.config(), yard.now_s()
+    alive = bool(yard.guard(lambda: yard.redis.exists(keys.CONTROLLER, keys.STAND_IN)))
+    if not raw:
+        return Facts(job_id=job_id, now_s=now_s, record=None, controller=alive, **_of_unknown(client, job_id, config))
+    record = from_hash(job_id, raw)
+    told = {
+        name: raw.get(name.encode(), b"").decode("utf-8", "replace") for name in ("eta", "expires", "revoked", "ending")
+    }
+    place = yard.position(job_id) if record.state is State.RUNNABLE else None
+    nodes = [] if record.state.ended else [n for n in client.nodes() if record.queue in (n.queues or [record.queue])]
+    queue = config.queues.get(record.queue)
+    return Facts(
+        job_id=job_id,
+        now_s=now_s,
+        record=record,
+        controller=alive,
+        place=place,
+        before=_served_first(client, record, nodes, config) if place is not None else {},
+        eta_s=int(told["eta"]) / 1000 if told["eta"] else None,
+        expires_s=int(told["expires"]) / 1000 if told["expires"] else None,
+        revoked=told["revoked"],
+        ending=told["ending"],
+        queue_state=queue.state if queue else None,
+        nodes=_nodes(client, nodes[:_MOST_NODES], now_s),
+        cancelled=client.cancelled(record),
+    )
+
+
+def _served_first(client: Client, record: Record, nodes: Sequence[NodeView], config: Config) -> dict[str, int]:
+    """Jobs that are ready in queues which a node of this job's serves before its queue."""
+    order = config.by_priority()
+    if record.queue not in order:
+        return {}
+    shared = {queue for node in nodes if node.up for queue in (node.queues or order)}
+    queues = [queue for queue in order[: order.index(record.queue)] if queue in shared]
+    depth = client.yard.depth(queues) if queues else {}
+    return {queue: depth[queue].index for queue in queues if depth[queue].index}
+
+
+def _nodes(client: Client, nodes: Sequence[NodeView], now_s: float) -> tuple[NodeFacts, ...]:
+    """Free is what the node has less what its jobs ask for: its own word on that is as old as its last beat."""
+    yard = client.yard
+    pipe = yard.redis.pipeline(transaction=False)
+    for node in nodes:
+        pipe.smembers(keys.node_jobs(node.name))
+    held: list[set[bytes]] = yard.guard(pipe.execute) if nodes else []
+    asked = yard.redis.pipeline(transaction=False)
+    for job_id in (i for ids in held for i in sorted(ids)):
+        asked.hmget(keys.job(job_id.decode()), "mc", "mem", "gpu", "disk")
+    demands = iter(yard.guard(asked.execute) if any(held) else [])
+    return tuple(_node(node, [next(demands) for _ in ids], now_s) for node, ids in zip(nodes, held, strict=True))
+
+
+def _node(node: NodeView, demands: Sequence[Sequence[bytes | None]], now_s: float) -> NodeFacts:
+    about, total = node.about, _amounts(node.about)
+    free = None
+    if total is not None:
+        taken = [sum(float(d[n] or 0) for d in demands) for n in range(4)]
+        free = Amounts(
+            vcpus=round(max(0.0, total.vcpus - taken[0] / 1000), 3),
+            memory_mib=max(0, total.memory_mib - int(taken[1])),
+            gpus=max(0, total.gpus - int(taken[2])),
+            disk_gib=round(max(0.0, total.disk_gib - taken[3] / 1024), 3),
+        )
+    return NodeFacts(
+        name=node.name,
+        up=node.up,
+        draining=about.get("state") == "DRAINING",
+        quiet_s=max(0.0, now_s - node.seen),
+        jobs=len(demands),
+        most_jobs=int(about["most_jobs"]) if about.get("most_jobs", "").isdigit() else None,
+        total=total,
+        free=free,
+    )
+
+
+def _amounts(about: Mapping[str, str]) -> Amounts | None:
+    try:
+        return Amounts(
+            vcpus=float(about["vcpus"]),
+            memory_mib=int(about["memory_mib"]),
+            gpus=int(about["gpus"]),
+            disk_gib=float(about["disk_gib"]),
+        )
+    except (KeyError, ValueError):
+        return None
+
+
+def _of_unknown(client: Client, job_id: str, config: Config) -> dict[str, Any]:
+    """Of a job without a record: its message in a list, among the dead letters, a cancel that waits for it."""
+    yard, wanted = client.yard, json.dumps(job_id).encode()
+    lists = [(queue, key) for queue in config.by_priority() for key in keys.priority_lists(queue)]
+    pipe = yard.redis.pipeline(transaction=False)
+    for _, key in lists:
+        pipe.lrange(key, -_MOST_MESSAGES, -1)  # the end that is taken in next
+    found = zip(lists, yard.guard(lambda: pipe.execute(raise_on_error=False)), strict=True)
+    listed = next(
+        (
+            (queue, len(messages) - 1 - n)
+            for (queue, _), messages in found
+            if isinstance(messages, list)
+            for n, message in enumerate(messages)
+            if wanted in message
+        ),
+        None,
+    )
+    _, letters = yard.guard(lambda: yard.redis.hscan(keys.DEAD, 0, count=_MOST_LETTERS))
+    dead: dict[str, Any] = next(
+        (json.loads(v.decode("utf-8", "replace"), strict=False) for v in letters.values() if job_id.encode() in v), {}
+    )
+    cancel: bytes | None = yard.guard(lambda: yard.redis.get(keys.cancelled(job_id)))
+    return {
+        "listed": listed,
+        "dead": str(dead.get("reason", "")),
+        "stored_cancel": (cancel or b"").decode("utf-8", "replace"),
+        "waiting_lists": sum(d.lists for d in yard.depth(config.by_priority()).values()),
+    }

@@ -1,0 +1,209 @@
+"""Inputs from `s3://` and `https://`, as copies on this node like any other.
+
+Bytes that come from elsewhere are hashed on the way and become a copy of that digest, on this node only: the yard's
+store keeps what jobs put there, not what others keep already. What an object was is noted with its ETag, so that the
+next use asks whether it still is that, and moves no byte. An input that names its digest is not asked for at all while
+a copy is here.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from batchyard.broker.errors import InputError, StoreUnavailable
+from batchyard.broker.uri import S3Uri, parse_s3, shown
+
+from .access import S3Access
+from .copies import LocalCopies
+from .digest import Digest, Kind
+from .manifest import MOST_ENTRIES
+from .newfile import new_file
+from .remote_body import Body, Stopped, check_room
+from .remote_bucket import Bucket, Buckets, Changed
+from .remote_known import Known, KnownRemotes, name_of
+from .remote_tree import fetch, plan
+from .remote_web import Web, resource_of
+from .shelf import charge
+
+DEFAULT_MOST_BYTES = 100 << 30
+_TRIES = 3
+_LOOK_S = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """An input. access: for s3:// what its credentials file says, None for unsigned requests to Amazon; secret: that
+    file's name. digest, size: what it must have.
+    """
+
+    uri: str
+    secret: str | None = None
+    access: S3Access | None = None
+    digest: Digest | None = None
+    size: int | None = None
+
+    @property
+    def place(self) -> S3Uri | None:
+        return parse_s3(self.uri) if self.uri.startswith("s3://") else None
+
+
+class RemoteInputs:
+    """One node's. Share it between threads. most_bytes: of one file, or of all in a directory."""
+
+    def __init__(
+        self, copies: LocalCopies, known: KnownRemotes, web: Web, *, most_bytes: int = DEFAULT_MOST_BYTES
+    ) -> None:
+        self._copies, self._known, self._web, self._most = copies, known, web, most_bytes
+        self._buckets = Buckets(InputError)
+        self._guard = threading.Lock()
+        self._flights: dict[str, tuple[threading.Lock, int]] = {}
+        self.bytes_moved = 0
+        """content that came from elsewhere since start"""
+        self.unchanged = 0
+        """inputs that were asked for, and were here already"""
+
+    def stage(self, wanted: Wanted, owner: str, *, stopped: Stopped = lambda: False) -> Path:
+        """The path of a copy, fetched if need be, and pinned for the owner. stopped: nobody wants it any more.
+
+        InputError, StoreUnavailable, DiskFull.
+        """
+        place = wanted.place
+        kind: Kind = "tree" if place is not None and place.is_directory else "file"
+        if wanted.digest is not None and (path := self._copies.find(kind, wanted.digest, owner)) is not None:
+            return _sized(path, wanted)
+        name = name_of(resource_of(wanted.uri), wanted.secret, wanted.access)
+        with self._alone(name, shown(wanted.uri), stopped):
+            known = self._known.get(name)
+            here = self._copies.find(kind, known.digest, owner) if known is not None else None
+            visit = _Visit(wanted, name, known, here, owner, stopped)
+            path = self._file(visit, place) if kind == "file" else self._tree(visit, place)
+        return _sized(path, wanted)
+
+    @contextmanager
+    def _alone(self, name: str, what: str, stopped: Stopped) -> Iterator[None]:
+        """One at a time asks for the same object; who waited finds what the other one has fetched."""
+        with self._guard:
+            lock, users = self._flights.get(name, (threading.Lock(), 0))
+            self._flights[name] = (lock, users + 1)
+        try:
+            while not lock.acquire(timeout=_LOOK_S):
+                if stopped():
+                    raise StoreUnavailable(f"{what} was given up: its job was told to stop")
+            try:
+                yield
+            finally:
+                lock.release()
+        finally:
+            with self._guard:
+                lock, users = self._flights.pop(name)
+                if users > 1:
+                    self._flights[name] = (lock, users - 1)
+
+    def _file(self, visit: _Visit, place: S3Uri | None) -> Path:
+        with self._got(visit, place) as body:
+            if body is None:
+                return self._still(visit)
+            if not body.ends and visit.wanted.digest is None and visit.wanted.size is None:
+                raise InputError(f"{body.shown}: its server does not say where it ends; give its digest or size")
+            size = body.size if body.size is not None else visit.wanted.size
+            if size is not None and size > self._most:
+                raise body.too_large(size, self._most)
+            with self._copies.landing("file", None if size is None else charge(size)) as path:
+                check_room(path.parent, size or 0, body.shown)
+                with new_file(path.parent) as new:
+                    digest, moved = body.save(new, most_bytes=self._most, stopped=visit.stopped)
+                    visit.check(digest)
+                    _check_size(moved, wanted=visit.wanted)
+                    new.replace(path, 0o444)
+                placed = self._copies.adopt("file", digest, path, charge(moved), visit.owner)
+        self._note(visit, digest, moved, body.validator)
+        return placed
+
+    @contextmanager
+    def _got(self, visit: _Visit, place: S3Uri | None) -> Iterator[Body | None]:
+        if place is None:
+            with self._web.get(visit.wanted.uri, visit.validator) as body:
+                yield body
+        else:
+            with self._bucket(visit.wanted, place).get(place.key, unless=visit.validator) as body:
+                yield body
+
+    def _tree(self, visit: _Visit, place: S3Uri | None) -> Path:
+        assert place is not None
+        bucket = self._bucket(visit.wanted, place)
+        for _ in range(_TRIES):
+            planned = plan(place, bucket.list(place.key, MOST_ENTRIES))
+            if visit.validator == planned.mark:
+                return self._still(visit)
+            if planned.size > self._most:
+                raise InputError(
+                    f"{place} has {planned.size} bytes, and this node fetches {self._most} at most (--fetch-gib)"
+                )
+            with self._copies.landing("tree", planned.charge) as path:
+                check_room(path.parent, planned.size, str(place))
+                try:
+                    digest = fetch(bucket, planned, path, stopped=visit.stopped)
+                except Changed:
+                    continue
+                visit.check(digest)
+                placed = self._copies.adopt("tree", digest, path, planned.charge, visit.owner)
+            self._note(visit, digest, planned.size, planned.mark)
+            return placed
+        raise StoreUnavailable(f"{place} changed while it was read, {_TRIES} times; wait for what writes there")
+
+    def _bucket(self, wanted: Wanted, place: S3Uri) -> Bucket:
+        if wanted.access is None:
+            access = S3Access(source="nowhere: it is not signed")
+            return self._buckets.get(access, place.bucket, 'an unsigned request (name "credentials")')
+        return self._buckets.get(wanted.access, place.bucket, f'secret "{wanted.secret}"')
+
+    def _still(self, visit: _Visit) -> Path:
+        assert visit.known is not None
+        assert visit.here is not None
+        visit.check(visit.known.digest)
+        with self._guard:
+            self.unchanged += 1
+        return visit.here
+
+    def _note(self, visit: _Visit, digest: Digest, size: int, validator: str | None) -> None:
+        if validator is not None:
+            self._known.put(visit.name, Known(validator=validator, digest=digest))
+        else:
+            self._known.forget(visit.name)
+        with self._guard:
+            self.bytes_moved += size
+
+
+@dataclass(frozen=True, slots=True)
+class _Visit:
+    """One look at one object. known: what it was; here: the copy of that, if it is here."""
+
+    wanted: Wanted
+    name: str
+    known: Known | None
+    here: Path | None
+    owner: str
+    stopped: Stopped
+
+    @property
+    def validator(self) -> str | None:
+        return self.known.validator if self.known is not None and self.here is not None else None
+
+    def check(self, digest: Digest) -> None:
+        """InputError: it is not what the job says that it is."""
+        if self.wanted.digest not in {None, digest}:
+            raise InputError(f"{shown(self.wanted.uri)} has digest {digest}, not {self.wanted.digest}")
+
+
+def _sized(path: Path, wanted: Wanted) -> Path:
+    _check_size(path.stat().st_size, wanted=wanted)
+    return path
+
+
+def _check_size(size: int, *, wanted: Wanted) -> None:
+    if wanted.size not in {None, size}:
+        raise InputError(f"{shown(wanted.uri)} has {size} bytes, not {wanted.size}; correct the size")

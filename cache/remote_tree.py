@@ -1,0 +1,120 @@
+"""All objects below a prefix as a directory: planned from the listing alone, then fetched side by side.
+
+Keys are somebody else's words: one that is no plain relative path, or that is a file and a directory at once, makes the
+whole directory refused, before a byte of it is fetched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+from batchyard.broker.errors import InputError
+from batchyard.broker.uri import S3Uri
+
+from .digest import Digest, digest_of
+from .manifest import BadEntry, Directory, Entry, File, encode
+from .newfile import local_disk, new_file
+from .remote_body import Stopped
+from .remote_bucket import Bucket, Found, is_waiting
+from .shelf import charge
+
+AT_ONCE = 8
+_NO_DIGEST = "sha256:" + "0" * 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a directory is to hold: folders before what is in them, and the object of each file by its path."""
+
+    directories: Sequence[str]
+    files: dict[str, Found]
+    size: int
+
+    @property
+    def charge(self) -> int:
+        """What the directory will count on this node."""
+        return sum(charge(one.size) for one in self.files.values()) + (1 + len(self.directories)) * charge(0)
+
+    @property
+    def mark(self) -> str:
+        """Differs as soon as any object does."""
+        lines = [f"{path}\0{one.etag}\0{one.size}" for path, one in sorted(self.files.items())]
+        return hashlib.sha256("\n".join([*lines, *sorted(self.directories)]).encode("utf-8", "replace")).hexdigest()
+
+
+def plan(place: S3Uri, listing: Sequence[Found]) -> Plan:
+    """Raises InputError for what cannot be a directory. An empty object `a/b/` is an empty directory."""
+    files: dict[str, Found] = {}
+    directories: set[str] = set()
+    for one in listing:
+        path = one.key.removeprefix(place.key)
+        if not path or is_waiting(one.key):
+            continue
+        if path.endswith("/"):
+            path = path[:-1]
+            if one.size:
+                raise InputError(f'{place}: the object "{path}/" has bytes, and the name of a directory')
+            directories.add(path)
+        else:
+            files[path] = one
+        while path := path.rpartition("/")[0]:
+            directories.add(path)
+    if not files and not directories:
+        raise InputError(f"{place} holds no object; correct bucket and prefix")
+    if both := sorted(directories & files.keys()):
+        raise InputError(f"{place}: {both[0][:200]!r} is an object, and so is something below it")
+    entries: list[Entry] = [File(path=path, digest=_NO_DIGEST, size=one.size) for path, one in files.items()]
+    try:
+        encode([*entries, *(Directory(path=path) for path in directories)])
+    except BadEntry as error:
+        raise InputError(f"{place} cannot be a directory: {error}") from None
+    return Plan(directories=sorted(directories), files=files, size=sum(one.size for one in files.values()))
+
+
+def fetch(bucket: Bucket, planned: Plan, top: Path, *, stopped: Stopped) -> Digest:
+    """Makes the directory `top`, which must not exist: files 0444, directories 0555; the tree's digest.
+
+    Changed: an object is not what the listing said. InputError, StoreUnavailable, DiskFull. `top` stays when it fails.
+    """
+    with local_disk(top):
+        top.mkdir(mode=0o700)
+        for path in planned.directories:
+            (top / path).mkdir(mode=0o700)
+    failed = threading.Event()
+    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="fetch") as pool:
+        jobs = {
+            path: pool.submit(_one, bucket, one, top / path, lambda: failed.is_set() or stopped())
+            for path, one in planned.files.items()
+        }
+        done, _ = wait(jobs.values(), return_when=FIRST_EXCEPTION)
+        failures = [error for job in done if (error := job.exception()) is not None]
+        if failures:
+            failed.set()
+            pool.shutdown(cancel_futures=True)
+            raise failures[0]
+    entries: list[Entry] = [
+        File(path=path, digest=job.result(), size=planned.files[path].size) for path, job in jobs.items()
+    ]
+    manifest = encode([*entries, *(Directory(path=path) for path in planned.directories)])
+    with local_disk(top):
+        for path in (*reversed(planned.directories), "."):
+            os.chmod(top / path, 0o555)
+    return digest_of(manifest)
+
+
+def _one(bucket: Bucket, one: Found, path: Path, stopped: Stopped) -> Digest:
+    with bucket.get(one.key, only=one.etag) as body, new_file(path.parent) as new:
+        assert body is not None
+        digest, size = body.save(new, most_bytes=one.size, stopped=stopped)
+        if size != one.size:
+            raise InputError(f"{body.shown} has {size} bytes, and was listed with {one.size}")
+        if os.path.lexists(path):  # a file system for which two names are one
+            raise InputError(f"{body.shown}: this node's file system takes its name for that of another object")
+        new.replace(path, 0o444)
+    return digest

@@ -1,0 +1,114 @@
+"""The levels of a node's cache, put together as its options say.
+
+job <- copies (L1: memory, then scratch) <- near store (L2, with --near) <- durable store (L4)
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass
+
+from batchyard.broker.errors import BatchyardError, StoreUnavailable
+from batchyard.broker.seal import KeyRing
+from batchyard.cache.bounded import Bounded
+from batchyard.cache.copies import LocalCopies
+from batchyard.cache.counted import Counted
+from batchyard.cache.disk import SWEEP_AFTER_S
+from batchyard.cache.folder import Folder
+from batchyard.cache.index import Index
+from batchyard.cache.late import Late
+from batchyard.cache.place import store_at
+from batchyard.cache.sealed import BlobStore
+from batchyard.cache.store import Store
+from batchyard.cache.tiered import Tiered
+
+from . import memory
+from .options import NodeOptions
+
+log = logging.getLogger(__name__)
+_COUNT_AGAIN_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheFacts:
+    """What a node tells of its cache, since it was started; held is now. Fetched bytes are content, others sealed."""
+
+    hits: int
+    misses: int
+    evictions: int
+    fetched_bytes: int
+    held_bytes: int
+    limit_bytes: int
+    far_bytes: int
+    near_bytes: int = 0
+    near_held_bytes: int = 0
+    near_evictions: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Levels:
+    """blobs: the stores as one. near: None without --near."""
+
+    blobs: BlobStore
+    copies: LocalCopies
+    far: Counted
+    near: Counted | None = None
+    bounded: Bounded | None = None
+
+    def facts(self) -> CacheFacts:
+        copies = self.copies.counts
+        return CacheFacts(
+            hits=copies.hits,
+            misses=copies.misses,
+            evictions=copies.evictions,
+            fetched_bytes=copies.fetched_bytes,
+            held_bytes=copies.held_bytes,
+            limit_bytes=copies.limit_bytes,
+            far_bytes=self.far.counts.get_bytes,
+            near_bytes=self.near.counts.get_bytes if self.near else 0,
+            near_held_bytes=self.bounded.held_bytes if self.bounded else 0,
+            near_evictions=self.bounded.evictions if self.bounded else 0,
+        )
+
+
+def open_levels(options: NodeOptions, ring: KeyRing) -> Levels:
+    """Stores that are away are reached later. InvalidConfig; StoreUnavailable, DiskFull: of the node's own folders."""
+    root = options.files / "copies"
+    folders = [Folder(root, int(options.copies_gib * 2**30))]  # locks it, so it comes before the index
+    if options.copies_memory_mib:
+        in_memory = memory.open_folder(options.state, options.copies_memory_mib << 20)
+        folders = [*([in_memory] if in_memory else []), *folders]
+    index = Index(root)
+    far = Counted(_reached(options.store))
+    if options.near is None:
+        blobs = BlobStore(far, ring)
+        return Levels(blobs=blobs, copies=LocalCopies(blobs, index, folders), far=far)
+    bounded = Bounded(_reached(options.near, sweep_after_s=0), index, int(options.near_gib * 2**30))
+    threading.Thread(target=_count, args=(bounded,), name="count the near store", daemon=True).start()
+    near = Counted(bounded)
+    blobs = BlobStore(Tiered(near, far), ring)
+    return Levels(blobs=blobs, copies=LocalCopies(blobs, index, folders), far=far, near=near, bounded=bounded)
+
+
+def _reached(spec: str, *, sweep_after_s: float = SWEEP_AFTER_S) -> Store:
+    """A bucket that does not answer is reached later; a folder that cannot be used is a mistake."""
+    if not spec.startswith("s3://"):
+        return store_at(spec, create=True, sweep_after_s=sweep_after_s)
+    late = Late(lambda: store_at(spec, create=True, sweep_after_s=sweep_after_s))
+    try:
+        return late.reach()
+    except StoreUnavailable as error:
+        log.warning("the node starts without a store: %s", error)
+        return late
+
+
+def _count(near: Bounded) -> None:
+    pause = threading.Event()
+    while True:
+        try:
+            near.count()
+            return
+        except BatchyardError as error:
+            log.warning("the near store is not used yet: %s", error)
+            pause.wait(_COUNT_AGAIN_S)

@@ -1,0 +1,127 @@
+"""Outputs of one attempt: kept as blobs, and those with a destination written there too.
+
+A destination is somebody else's name, so only the attempt that holds the job may write it. Each output first goes to
+keys of this attempt alone, under `.batchyard/` beside the destination; then Redis is asked whether the job is still
+ours; then the server copies. And before all that, the attempt deletes what earlier attempts of the job left: one that
+was cut off meanwhile, and wakes after it was told that the job is its own, finds nothing to copy any more.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from batchyard.broker.errors import BatchyardError, OutputError
+from batchyard.broker.job import WORK, Job, Output
+from batchyard.broker.uri import S3Uri, parse_s3
+from batchyard.cache.deliver import AttemptMark, Delivery
+from batchyard.cache.digest import Blob
+from batchyard.cache.outputs import publish
+from batchyard.cache.remote_bucket import Buckets
+from batchyard.cache.sealed import BlobStore
+
+from .staging import access_of
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """An output that is durable. uri: where it is besides."""
+
+    blob: Blob
+    uri: str | None = None
+
+    def as_json(self) -> dict[str, object]:
+        return self.blob.as_json() | ({} if self.uri is None else {"uri": self.uri})
+
+
+class Publisher:
+    """`publish` may be called again after it raised, and goes on where it was.
+
+    confirm: raises unless the job is still this attempt's; called right before a destination is written. stopped:
+    nobody wants the outputs any more.
+    """
+
+    def __init__(
+        self,
+        blobs: BlobStore,
+        job: Job,
+        work: Path,
+        *,
+        mark: AttemptMark,
+        secrets: Path | None,
+        confirm: Callable[[], None],
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._blobs, self._job, self._work = blobs, job, work
+        self._mark, self._secrets, self._confirm, self._stopped = mark, secrets, confirm, stopped
+        self._buckets = Buckets(OutputError)
+        self._kept: dict[str, Kept] = {}
+        self._deliveries: dict[str, Delivery] = {}
+
+    def publish(self) -> dict[str, Kept]:
+        """All outputs, durable and where they belong. OutputError, StoreUnavailable, DiskFull; it names the output."""
+        for name, output in self._job.outputs.items():
+            if name not in self._kept:
+                with _of(name):
+                    self._keep(name, output)
+        for name, delivery in self._deliveries.items():
+            with _of(name):
+                delivery.place(self._confirm)
+        self.clean()
+        return self._kept
+
+    def clean(self) -> None:
+        """Deletes what this attempt wrote on the way to a destination. What cannot be deleted now stays."""
+        for name, delivery in self._deliveries.items():
+            try:
+                delivery.sweep()
+            except BatchyardError as error:
+                log.warning('output "%s": temporary objects stay: %s', name, error)
+
+    def _keep(self, name: str, output: Output) -> None:
+        path = str(PurePosixPath(output.path).relative_to(WORK))
+        blob = publish(self._blobs, self._work, path, name)
+        if output.to is None:
+            self._kept[name] = Kept(blob=blob)
+            return
+        place = parse_s3(output.to)
+        if name not in self._deliveries:
+            self._deliveries[name] = self._begun(output, place, _target(place, path, blob))
+        delivery = self._deliveries[name]
+        delivery.upload(self._blobs, self._work, path, blob)
+        self._kept[name] = Kept(blob=blob, uri=str(delivery.target))
+
+    def _begun(self, output: Output, place: S3Uri, target: S3Uri) -> Delivery:
+        assert output.credentials is not None
+        access = access_of(output.credentials, self._secrets, OutputError)
+        bucket = self._buckets.get(access, place.bucket, f'secret "{output.credentials}"')
+        folder = place.key[: place.key.rfind("/") + 1]
+        mine = f"{folder}{self._mark.folder}"
+        delivery = Delivery(bucket, target, temporary=f"{mine}{len(self._deliveries)}/", stopped=self._stopped)
+        delivery.sweep_others(f"{folder}{self._mark.of_job}", keep=mine)
+        return delivery
+
+
+def _target(place: S3Uri, path: str, blob: Blob) -> S3Uri:
+    """As `aws s3 cp`: a file that goes to a prefix keeps its name; a directory needs a prefix. OutputError."""
+    if blob.kind == "tree":
+        if not place.is_directory:
+            raise OutputError(f'it is a directory, and goes to a prefix only; end "{place}" with "/"')
+        return place
+    name = PurePosixPath(path).name
+    return S3Uri(bucket=place.bucket, key=place.key + name) if place.is_directory else place
+
+
+@contextmanager
+def _of(name: str) -> Iterator[None]:
+    try:
+        yield
+    except BatchyardError as error:
+        if str(error).startswith(f'output "{name}"'):
+            raise
+        raise type(error)(f'output "{name}": {error}') from error
