@@ -16,13 +16,16 @@ import configparser
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import certifi
 import urllib3
-from minio import Minio
 
 from batchyard.broker.errors import InvalidConfig
+
+if TYPE_CHECKING:
+    from minio import Minio
 
 DEFAULT_REGION = "us-east-1"
 _CONNECT_S, _READ_S = 5.0, 30.0
@@ -112,6 +115,8 @@ class S3Access:
 
     def client(self, pool: urllib3.PoolManager | None = None) -> Minio:
         """The region is always said, else the SDK asks the server for each bucket's."""
+        from minio import Minio  # takes a while, and most processes reach no S3
+
         endpoint = self.endpoint_url or f"https://s3.{self.region}.amazonaws.com"
         parts = urlsplit(endpoint)
         return Minio(

@@ -20,7 +20,7 @@ from batchyard.broker.uri import S3Uri, parse_s3
 from batchyard.cache.deliver import AttemptMark, Delivery
 from batchyard.cache.digest import Blob
 from batchyard.cache.outputs import publish
-from batchyard.cache.remote_bucket import Buckets
+from batchyard.cache.remote_object import Buckets
 from batchyard.cache.sealed import BlobStore
 
 from .staging import access_of
