@@ -1,8 +1,8 @@
 """What the seal costs a put of 256 MiB to MinIO over TLS: sealed, against the same bytes clear through the same store.
 
-Both come after the pass that finds the digest, which content addressing needs with or without a seal. Sealing hashes
-once more and encrypts. The second row is the whole of `batchyard put`, that first pass included, beside what the SDK
-offers, which neither hashes, seals, nor leaves a name alone that is taken.
+Both come after the pass that finds the digest, which content addressing needs with or without a seal. Sealing compares
+the bytes with those of the first pass and encrypts. The second row is the whole of `batchyard put`, that first pass
+included, beside what the SDK offers, which neither hashes, seals, nor leaves a name alone that is taken.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from secrets import token_hex
 
-from batchyard.broker.seal import KeyRing
+from batchyard.broker.seal import KeyRing, Witness
 from batchyard.cache.digest import copy_hashed
 from batchyard.cache.s3 import S3Store
 from batchyard.cache.s3upload import PART_BYTES
@@ -41,11 +41,12 @@ def _rows(server: S3Server, source: Path, *, pairs: int) -> list[Row]:
     blobs, sdk = BlobStore(store, ring), server.access().client()
     size = source.stat().st_size
     with source.open("rb", buffering=0) as file:
-        digest, _ = copy_hashed(file)
+        witness = Witness()
+        digest, _ = copy_hashed(file, witness.see)
 
     def sealed(name: str) -> None:
         with source.open("rb", buffering=0) as file:
-            sealing = ring.seal_stream(file, digest, size)
+            sealing = ring.seal_stream(file, digest, size, witness=witness)
             assert store.put_if_absent(name, sealing, sealing.length)
 
     def clear(name: str) -> None:

@@ -99,6 +99,13 @@ def test_a_path_that_a_url_would_take_apart_is_quoted(tmp_path: Path) -> None:
     assert isinstance(store_at(f"s3://bucket?credentials={quote(str(odd))}"), S3Store)
 
 
+def test_a_bundle_without_a_certificate_is_named(tmp_path: Path, file: Path) -> None:
+    (tmp_path / "ca.crt").write_text("no certificate")
+    file.write_text(FILE.replace("[profile other]", f"ca_bundle = {tmp_path / 'ca.crt'}\n[profile other]"))
+    with pytest.raises(InvalidConfig, match=r"ca_bundle .*is no file of certificates"):
+        store_at(f"s3://bucket?credentials={file}")
+
+
 def test_a_folder_that_is_no_store_is_not_made_for_a_reader(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=r'there is no blob store at ".*nosuch"; correct --store'):
         store_at(str(tmp_path / "nosuch"))
