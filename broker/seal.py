@@ -21,7 +21,6 @@ from __future__ import annotations
 import base64
 import binascii
 import fcntl
-import functools
 import hashlib
 import hmac
 import io
@@ -30,11 +29,8 @@ import os
 import secrets
 import stat
 import struct
-import threading
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -46,6 +42,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap, aes_key_wrap
 
 from .errors import IntegrityError, InvalidConfig
+from .sidehash import AHEAD, SideHash
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -63,8 +60,6 @@ _NONCE_TAIL = struct.Struct(">IB")
 _HEADER_BYTES = _STREAM.size + _CRC.size
 _CHUNK_LOG2 = range(6, 25)  # 64 bytes (tests) to 16 MiB: bounds what a forged header can make us allocate
 _MOST_CHUNKS = 1 << 32
-_SIDE_BYTES = 1 << 18  # less is hashed sooner than handed over
-_AHEAD = 3
 
 
 class SealUnknown(IntegrityError):
@@ -347,60 +342,6 @@ class Witness:
         return self._cipher.encrypt(index.to_bytes(12, "big"), b"", chunk)
 
 
-class _SideHash:
-    """sha256 of a stream, in another thread while this one moves bytes. A piece that `update` is given must stay as it
-    is until `_AHEAD` more were given.
-    """
-
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256()
-        self._waiting: deque[memoryview] = deque()
-        self._changed = threading.Condition()
-        self._busy = False
-
-    def update(self, piece: memoryview) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: len(self._waiting) + self._busy < _AHEAD)
-            idle = not self._busy
-            if idle and len(piece) < _SIDE_BYTES:
-                self._hash.update(piece)
-                return
-            self._waiting.append(piece)
-            self._busy = True
-        if idle:
-            try:
-                _hashers().submit(self._work)
-            except RuntimeError:  # the interpreter ends
-                self._work()
-
-    def _work(self) -> None:
-        """While anything waits."""
-        while True:
-            with self._changed:
-                if not self._waiting:
-                    self._busy = False
-                    self._changed.notify()
-                    return
-                piece = self._waiting.popleft()
-            self._hash.update(piece)
-            with self._changed:
-                self._changed.notify()
-
-    def hexdigest(self) -> str:
-        with self._changed:
-            self._changed.wait_for(lambda: not self._busy)
-            return self._hash.hexdigest()
-
-
-@functools.cache
-def _hashers() -> ThreadPoolExecutor:
-    """Shared by all streams: a task is a millisecond's work, so nothing waits long for the threads to end."""
-    return ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="hash")
-
-
-os.register_at_fork(after_in_child=_hashers.cache_clear)  # threads do not survive a fork
-
-
 class _Chunked(io.RawIOBase):
     """A readable made of chunks: `_next_chunk` gives one at a time in a buffer that is used again."""
 
@@ -408,11 +349,11 @@ class _Chunked(io.RawIOBase):
         super().__init__()
         self._reader, self._digest, self._head = reader, digest, head
         self._cipher = AESGCM(object_key)
-        self._hash = _SideHash()
+        self._hash = SideHash()
         self._index = 0
         largest = head.plain_bytes(0)
         # in turn: some are hashed while the next is filled
-        self._plains = [memoryview(bytearray(largest)) for _ in range(min(_AHEAD + 1, head.chunk_count))]
+        self._plains = [memoryview(bytearray(largest)) for _ in range(min(AHEAD + 1, head.chunk_count))]
         self._sealed = memoryview(bytearray(largest + _TAG_BYTES))
         self._about = head.packed() + digest.encode()
         self._pending: memoryview = memoryview(b"")
