@@ -61,7 +61,7 @@ class LazyBlobs:
         self._opened: Blobs | None = None
 
     def put(self, path: Path, *, on_bytes: OnBytes | None = None) -> dict[str, Any]:
-        return self._blobs(create=True).put(path, on_bytes=on_bytes)
+        return self._blobs().put(path, on_bytes=on_bytes)
 
     def get(self, digest: str, path: Path, *, on_bytes: OnBytes | None = None) -> str:
         return self._blobs().get(digest, path, on_bytes=on_bytes)
@@ -72,7 +72,7 @@ class LazyBlobs:
     def open(self, digest: str) -> AbstractContextManager[Lines]:
         return self._blobs().open(digest)
 
-    def _blobs(self, *, create: bool = False) -> Blobs:
+    def _blobs(self) -> Blobs:
         if self._opened is None:
-            self._opened = open_blobs(self._store, KeyRing.load(self._key_file), create=create)
+            self._opened = open_blobs(self._store, KeyRing.load(self._key_file))
         return self._opened

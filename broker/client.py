@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -19,9 +20,10 @@ from kombu.exceptions import KombuError, OperationalError
 from . import keys
 from .blobs import Blobs, LazyBlobs, OnBytes
 from .endpoints import Endpoints, default_state
-from .errors import BrokerUnavailable, InvalidConfig, InvalidJob, NotFound
+from .errors import BlobMissing, BrokerUnavailable, InvalidConfig, InvalidJob, NotFound
 from .facts import gather
-from .job import Job
+from .functions import words
+from .job import DIGEST, Job
 from .joblog import JobLog
 from .message import TASK
 from .record import Record, from_hash
@@ -33,6 +35,7 @@ from .waiting import wait_for
 from .why import Reason, explain
 
 _LIST_MOST = 20_000
+_SHORT_ID, _SHORT_OF, _WHOLE_ID = re.compile(r"[0-9a-f][0-9a-f-]{3,34}"), 1000, 36
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +141,9 @@ class Client:
                 kwargsrepr=f"image={job.image}",  # Celery puts the arguments' repr in clear into a header
             )
         except (OperationalError, redis.ConnectionError, redis.TimeoutError, OSError) as error:
-            raise BrokerUnavailable(f"Redis does not answer: {error}; the job may or may not have been taken") from None
+            raise BrokerUnavailable(
+                f"Redis does not answer: {words(error)}; the job may or may not have been taken"
+            ) from error
         except (CeleryError, KombuError, TypeError, ValueError) as error:
             raise InvalidJob("", job.image, f"cannot be sent: {error}") from None
         return str(sent.id)
@@ -162,6 +167,19 @@ class Client:
     def status(self, job_id: str) -> Record:
         """Raises NotFound."""
         return self.yard.record(job_id)
+
+    def whole_id(self, name: str) -> str:
+        """The id of one of the newest 1,000 jobs that begins like this; a name that none has, or that is a job's own,
+        stays as it is. Only ids that Celery made are found. Raises InvalidConfig: several begin so.
+        """
+        if not _SHORT_ID.fullmatch(name) or self.records([name]):
+            return name
+        ids = self.yard.guard(lambda: self.yard.redis.zrevrange(keys.JOBS, 0, _SHORT_OF - 1))
+        found = [i for i in (one.decode() for one in ids) if len(i) == _WHOLE_ID and i.startswith(name)]
+        if len(found) > 1:
+            more = f" and {len(found) - 8} more" if len(found) > 8 else ""
+            raise InvalidConfig(f'"{name}" may be {", ".join(found[:8])}{more}; give more of the id')
+        return found[0] if found else name
 
     def records(self, ids: Sequence[str]) -> dict[str, Record]:
         """Those that there are, in one round trip for each thousand."""
@@ -210,13 +228,14 @@ class Client:
         """Why a job waits, what it does, or how it ended; the most telling first. Also of a job that is not known."""
         return explain(gather(self, job_id))
 
-    def logs(self, job_id: str, *, follow: bool = False) -> Iterator[str]:
+    def logs(self, job_id: str, *, follow: bool = False, awaited: bool = False) -> Iterator[str]:
         """Lines `<time> <stdout|stderr|platform> <text>` of the last attempt, without newlines.
 
         Of an ended job all that was kept; of a running one what the live tail holds. follow: go on until the job ends,
-        over all its attempts. Raises NotFound (no such job, or no log), and what the blob store raises.
+        over all its attempts. awaited: a job that is not taken in yet is waited for, as `wait` does. Raises NotFound
+        (no such job, or no log), and what the blob store raises.
         """
-        return JobLog(self.yard, self._blobs, job_id).lines(follow=follow)
+        return JobLog(self.yard, self._blobs, job_id).lines(follow=follow, awaited=awaited)
 
     def cancel(self, job_id: str, reason: str = "cancelled by its owner", *, terminate: bool = True) -> CancelAnswer:
         """Ends a job in any state; one not taken in yet ends when it comes. terminate=False spares a running one."""
@@ -258,19 +277,30 @@ class Client:
 
     def get(self, digest: str, path: Path, *, on_bytes: OnBytes | None = None) -> str:
         """Writes a blob to a path that does not exist yet, a directory for a tree; "file" or "tree"."""
-        return self._store().get(digest, path, on_bytes=on_bytes)
+        try:
+            return self._store().get(digest, path, on_bytes=on_bytes)
+        except BlobMissing:
+            raise NotFound(_missing(digest)) from None
 
     def look(self, digest: str) -> dict[str, Any]:
         """What a blob is: {"digest", "kind", "size" of its content, "entries" of a tree}; see `blobs.Blobs.look`."""
-        return self._store().look(digest)
+        try:
+            return self._store().look(digest)
+        except BlobMissing:
+            raise NotFound(_missing(digest)) from None
 
     def digest(self, name: str) -> str:
-        """The digest that `sha256:…` or `JOB_ID:OUTPUT` names. Raises NotFound: no such job or output."""
+        """The digest that `sha256:…` or `JOB_ID:OUTPUT` names. Raises NotFound: no such job or output; InvalidConfig:
+        it is neither.
+        """
         if name.startswith("sha256:"):
+            if not DIGEST.fullmatch(name):
+                raise InvalidConfig(f'"{name}" is no digest; a digest is sha256: and 64 hex digits (0-9, a-f)')
             return name
         job_id, colon, output = name.rpartition(":")  # an output's name has no colon
-        if not colon:
-            raise NotFound(f'"{name}" names no blob; give a digest sha256:…, or JOB_ID:OUTPUT')
+        if not (colon and job_id and output):
+            raise InvalidConfig(f'"{name}" names no blob; give DIGEST (sha256:…) or JOB:OUTPUT')
+        job_id = self.whole_id(job_id)
         record = self.status(job_id)
         outputs = (record.result or {}).get("outputs") or {}
         if output not in outputs:
@@ -285,6 +315,10 @@ class Client:
         if self._blobs is None:
             raise InvalidConfig("no blob store was named; give --store and --key-file, or the --state of a yard")
         return self._blobs
+
+
+def _missing(digest: str) -> str:
+    return f"blob {digest}, or a file that it names, is not in this store; correct the digest, or --store"
 
 
 def _node(name: str, about: dict[str, str], alive_since_s: float) -> NodeView:

@@ -16,7 +16,9 @@ from typing import Annotated, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
+from . import rules
 from .errors import InvalidConfig
 from .job import Job
 
@@ -99,7 +101,9 @@ class Config(_Frozen):
         """Why this job can never run in this queue, in words, or None."""
         queue = self.queues[queue_name]
         if queue.state == "DISABLED":
-            return f'queue "{queue_name}" is disabled; enable it or choose another'
+            return (
+                f'queue "{queue_name}" is disabled; choose another, or enable it (`state: ENABLED`) in the yard\'s YAML'
+            )
         if queue.force_strict and job.profile != "strict":
             return f'queue "{queue_name}" runs profile "strict" only; leave job.profile out'
         if job.networking == "host" and not queue.allow_host_network:
@@ -135,6 +139,26 @@ def parse(data: object, source: str) -> Config:
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the whole"
-        raise InvalidConfig(f"{source}: {field}: {first['msg'].removeprefix('Value error, ')}") from None
+        first = rules.most_telling(error)
+        field = ".".join(str(part) for part in first["loc"] if part != "[key]") or "the whole"
+        raise InvalidConfig(f"{source}: {field}: {_rule(first)}") from None
+
+
+def _rule(first: ErrorDetails) -> str:
+    loc, kind = [str(part) for part in first["loc"]], first["type"]
+    models: dict[str, type[_Frozen]] = {"queues": Queue, "environments": Environment}
+    model = models.get(loc[0], Config) if len(loc) > 1 else Config
+    if kind == "extra_forbidden":
+        return rules.no_such_field(loc[-1], list(model.model_fields))
+    if kind in {"model_type", "model_attributes_type", "dict_type"}:
+        return f"must be a mapping {_FORMS[model]}"
+    if kind in rules.TEXT_ERRORS:
+        return f"a name is {rules.NAME}"
+    return rules.rule(first)
+
+
+_FORMS: dict[type[_Frozen], str] = {
+    Config: "such as {queues: {cpu: {environments: [here]}}, environments: {here: {vcpus: 8, memory_mib: 16000}}}",
+    Queue: "such as {environments: [here]}",
+    Environment: "such as {vcpus: 8, memory_mib: 16000}",
+}

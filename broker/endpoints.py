@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -23,7 +24,8 @@ class Endpoints:
     """What a producer, the CLI and tools need to reach a yard.
 
     broker_url and result_backend are one Redis database; transport_options are Celery's `broker_transport_options`.
-    key_file is a path of this machine, store a store's spec. pid is that of the `batchyard up` that wrote the file.
+    key_file is a path of this machine, store a store's spec, scratch the folder where this machine's node works. pid is
+    that of the `batchyard up` that wrote the file.
     """
 
     broker_url: str
@@ -32,6 +34,7 @@ class Endpoints:
     flower_url: str | None = None
     key_file: str | None = None
     store: str | None = None
+    scratch: str | None = None
     pid: int | None = None
 
     def save(self, state: Path) -> Path:
@@ -46,6 +49,19 @@ class Endpoints:
         except OSError as error:
             raise InvalidConfig(f'"{path}" cannot be written: {error.strerror}; give another --state') from None
         return path
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the `batchyard up` that wrote the file has ended, as far as this machine can say."""
+        if not self.pid:
+            return True
+        try:
+            os.kill(self.pid, 0)
+        except PermissionError:
+            return False
+        except (OSError, OverflowError, TypeError):
+            return True
+        return False
 
     @classmethod
     def load(cls, state: Path) -> Endpoints:
@@ -74,7 +90,9 @@ class Endpoints:
 
 
 def absolute_store(spec: str) -> str:
-    """A store's spec that means the same in every working directory; URLs stay as they are."""
+    """A store's spec that means the same in every working directory; URLs stay as they are. Raises InvalidConfig."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", spec) and not spec.startswith("s3://"):
+        raise InvalidConfig(f'"{spec}" is no store; give a folder, or s3://BUCKET[/PREFIX]?credentials=FILE')
     return spec if "://" in spec else str(Path(spec).expanduser().absolute())
 
 

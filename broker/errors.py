@@ -5,6 +5,7 @@
     │   ├── InvalidJob       a field of the job breaks a rule
     │   ├── InvalidConfig    the yard's YAML or a command's option breaks a rule
     │   ├── NotFound         no such job, queue, blob, secret
+    │   │   └── BlobMissing  a digest that the store does not have
     │   ├── ImageError       the image cannot be had
     │   ├── StartError       the container cannot be started as asked (command not found …)
     │   ├── InputError       an input cannot be given to the job
@@ -53,6 +54,10 @@ class InvalidConfig(Permanent):
 
 class NotFound(Permanent):
     """What was asked for by name is not there."""
+
+
+class BlobMissing(NotFound):
+    """`blob sha256:… is not in the store; put it first`."""
 
 
 class ImageError(Permanent):

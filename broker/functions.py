@@ -36,7 +36,7 @@ def library() -> str:
 def connect(url: str, **options: Any) -> redis.Redis:
     """A client that answers bytes, gives up on a silent server, and leaves repeats to us.
 
-    Every function of ours recognises its own repeat, so callers may simply call again.
+    Every function of ours recognises its own repeat, so callers may simply call again. InvalidConfig: no broker's URL.
     """
     defaults: dict[str, Any] = {
         "socket_timeout": 5,
@@ -45,7 +45,13 @@ def connect(url: str, **options: Any) -> redis.Redis:
         "health_check_interval": 15,
         "retry": Retry(NoBackoff(), 1),
     }
-    return redis.Redis.from_url(url, **{**defaults, **options})
+    try:
+        return redis.Redis.from_url(url, **{**defaults, **options})
+    except ValueError:  # its text may hold a part of the URL, so a password
+        shown = f"{scheme}://…" if (scheme := url.partition("://")[0]).isalnum() and "://" in url else "what was given"
+        raise InvalidConfig(
+            f"{shown} names no broker; a broker is redis://HOST:PORT/DATABASE, rediss://… or unix://…"
+        ) from None
 
 
 class Functions:
@@ -83,4 +89,11 @@ def told(error: redis.RedisError) -> Exception:
     not_now = isinstance(error, _NOT_NOW_CLASSES) or str(error).startswith(_NOT_NOW)
     if isinstance(error, redis.ResponseError) and not not_now:
         return error
-    return BrokerUnavailable(f"Redis does not answer as it should: {error}; is it up, and has it memory and disk?")
+    return BrokerUnavailable(
+        f"Redis does not answer as it should: {words(error)}; is it up, and has it memory and disk?"
+    )
+
+
+def words(error: Exception) -> str:
+    """An error's own text, to be gone on from."""
+    return str(error).rstrip(". ")

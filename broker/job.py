@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from . import rules
 from . import uri as uris
 from .errors import InvalidJob
 
@@ -221,17 +222,21 @@ def substitute(word: str, parameters: Mapping[str, str]) -> str:
 
 
 def _first(error: ValidationError) -> InvalidJob:
-    first = error.errors(include_url=False)[0]
+    first = rules.most_telling(error)
     field = ".".join(str(part) for part in first["loc"] if part != "[key]")
-    value, rule = first["input"], first["msg"].removeprefix("Value error, ")
+    value, rule = first["input"], rules.rule(first)
     if first["type"] == "tuple_type":
         rule = 'must be a list of strings such as ["sh", "-c", "echo hello"]'
     elif first["type"] == "extra_forbidden":
-        rule = f"no such field; the fields are {', '.join(_fields_at(field))}"
+        rule = rules.no_such_field(str(first["loc"][-1]), _fields_at(field))
     elif first["type"] in {"model_type", "dict_type"} and field.startswith("outputs."):
         rule = 'must be a path below /work, or {"path": …, "to": "s3://…", "credentials": "<name of a secret>"}'
+    elif first["type"] == "model_type" and field.startswith("inputs."):
+        rule = 'must be "sha256:…", a URI, or an object such as {"from": "<output name>"}'
     elif first["type"] == "missing":
-        value, rule = None, "is required"
+        value = None
+    elif first["type"] in rules.TEXT_ERRORS:
+        rule = _text_rule(first["loc"]) or rule
     within = first["loc"][:1] in {("environment",), ("secrets",)} and first["loc"][-1] != "[key]"
     keys = field.endswith(".credentials")
     if keys or (within and first["loc"][0] == "secrets"):
@@ -241,6 +246,30 @@ def _first(error: ValidationError) -> InvalidJob:
     value = uris.without_secrets(value)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return InvalidJob(field, value, rule + more)
+
+
+_SECRET = 'letters, digits, ".", "-" and "_", first a letter or digit, at most 128'
+_TEXT_RULES = {
+    "image": "an image is a name such as busybox:1.36, without blanks, at most 255 characters",
+    "name": f"a job's name is {rules.NAME}",
+    "user": "a user is UID or UID:GID in digits",
+    "tags": "a tag's key has 1 to 128 characters, its value at most 256",
+    "inputs.[key]": "must be an absolute path such as /in/data, at most 1024 characters",
+    "outputs.[key]": f"an output's name is {_SECRET}",
+    "environment.[key]": 'a variable\'s name is letters, digits and "_", first no digit, at most 256',
+    "secrets.[key]": 'a variable\'s name is letters, digits and "_", first no digit, at most 256',
+    "digest": "a digest is sha256: and 64 hex digits (0-9, a-f)",
+    "from": f"an output's name is {_SECRET}",
+    "path": "must be a path below /work, at most 1024 characters",
+}
+
+
+def _text_rule(loc: tuple[int | str, ...]) -> str | None:
+    """The rule of the text at a place: of a field of the job, of a name in one, or of what stands deeper."""
+    top, last = str(loc[0]), str(loc[-1])
+    if len(loc) == 1 or top == "tags":
+        return _TEXT_RULES.get(top)
+    return _TEXT_RULES.get(f"{top}.{last}" if last == "[key]" or top not in {"inputs", "outputs"} else last)
 
 
 def _fields_at(field: str) -> list[str]:

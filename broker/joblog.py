@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from . import keys
 from .blobs import Blobs
-from .errors import BrokerUnavailable, InvalidConfig, NotFound
+from .errors import BlobMissing, BrokerUnavailable, InvalidConfig, NotFound
 from .record import Record
 from .store import Yard
 
@@ -27,9 +27,11 @@ class JobLog:
         self._yard, self._blobs, self._id = yard, blobs, job_id
         self._at = "0"  # place in the live tail
 
-    def lines(self, *, follow: bool) -> Iterator[str]:
-        """Lines without newlines. Raises NotFound, InvalidConfig (no store), and what the store raises."""
-        record = self._yard.record(self._id)
+    def lines(self, *, follow: bool, awaited: bool = False) -> Iterator[str]:
+        """Lines without newlines. awaited: the job was sent, and may not be taken in yet. Raises NotFound,
+        InvalidConfig (no store), and what the store raises.
+        """
+        record = self._first(follow, awaited)
         if record.state.ended:
             yield from self._of_ended(record)
             return
@@ -45,6 +47,17 @@ class JobLog:
                 break
         if record.state.ended and record.log and self._blobs is not None:
             yield from self._sealed(self._blobs, record.log, after=last)
+
+    def _first(self, follow: bool, awaited: bool) -> Record:
+        pause_s = 0.02
+        while True:
+            try:
+                return self._patiently(lambda: self._yard.record(self._id), follow)
+            except NotFound:
+                if not awaited:
+                    raise
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 1.0)
 
     def _of_ended(self, record: Record) -> Iterator[str]:
         if record.log and self._blobs is not None:
@@ -73,6 +86,14 @@ class JobLog:
 
     def _sealed(self, blobs: Blobs, digest: str, *, after: str | None) -> Iterator[str]:
         """Lines of the sealed log behind a line; where that one was cut out, those that are later."""
+        try:
+            yield from self._behind(blobs, digest, after)
+        except BlobMissing:
+            raise NotFound(
+                f'the log of job "{self._id}" ({digest}) is not in this store; give the --store that its node used'
+            ) from None
+
+    def _behind(self, blobs: Blobs, digest: str, after: str | None) -> Iterator[str]:
         skip = 0
         if after is not None:
             skip = next((n for n, line in enumerate(_lines(blobs, digest), 1) if line == after), 0)

@@ -23,6 +23,7 @@ CONTROLLER = "by:controller"  # the controller's lock
 STAND_IN = "by:standin"  # the lock of the nodes that stand in for it
 KEY_MARK = "by:keymark"  # tells whether a process has the yard's keys
 CONFIG = "by:config"  # JSON of the yard's configuration
+STORE = "by:store"  # the id of the yard's durable store
 WAKE = "by:wake"  # channel: work for nodes; message = queue
 DUTY = "by:duty"  # channel: work for the controller
 CONTROL = "by:control"  # channel: "<node> <job id>" has something to be told

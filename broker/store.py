@@ -18,7 +18,7 @@ from redis.client import PubSub
 from . import config, keys
 from .config import Config
 from .errors import BrokerUnavailable, InvalidConfig, NotFound
-from .functions import Arg, Functions, connect, told
+from .functions import Arg, Functions, connect, told, words
 from .message import Document
 from .record import Attempt, Claimed, Record, from_hash
 from .recorder import Effect, flat
@@ -124,7 +124,7 @@ class Yard:
         except redis.ResponseError:
             pass  # CONFIG is not for us on this server
         except (redis.ConnectionError, redis.TimeoutError) as error:
-            raise BrokerUnavailable(f"Redis does not answer: {error}") from error
+            raise BrokerUnavailable(f"Redis does not answer: {words(error)}") from error
         self.announce_lists()
 
     def announce_lists(self) -> None:
@@ -136,7 +136,7 @@ class Yard:
         except redis.ResponseError:
             pass  # CONFIG is not for us on this server: intake then looks by the clock
         except (redis.ConnectionError, redis.TimeoutError) as error:
-            raise BrokerUnavailable(f"Redis does not answer: {error}") from error
+            raise BrokerUnavailable(f"Redis does not answer: {words(error)}") from error
 
     # -- configuration
     def configure(self, value: Config) -> None:
@@ -148,6 +148,21 @@ class Yard:
         if text is None:
             raise NotFound("this Redis holds no yard yet; start `batchyard up` or `batchyard controller` on it")
         return config.parse(json.loads(text), "the yard's configuration")
+
+    # -- the durable store
+    def store_id(self) -> str | None:
+        """Which store is the yard's; None: no node has opened one yet."""
+        found = self._read("GET", keys.STORE)
+        return None if found is None else str(found.decode())
+
+    def keep_store_id(self, value: str, *, replace: bool = False) -> str:
+        """The first one counts, unless `replace`; what is kept."""
+        found = self.guard(lambda: self.redis.set(keys.STORE, value, nx=not replace, get=True))
+        return value if found is None or replace else str(found.decode())
+
+    def forget_store(self) -> None:
+        """The next node may bring any store."""
+        self._read("DEL", keys.STORE)
 
     # -- doors
     def intake(self, messages: Iterable[Incoming]) -> int:
@@ -301,7 +316,7 @@ class Yard:
         """Raises NotFound."""
         found = self._read("HGETALL", keys.job(job_id))
         if not found:
-            raise NotFound(f'no job "{job_id}"; it was never taken in, or its record has expired')
+            raise NotFound(f'no job "{job_id}"; it was never taken in, its record has expired, or the id is not whole')
         return from_hash(job_id, found)
 
     def document(self, job_id: str) -> Document:

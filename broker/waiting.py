@@ -11,6 +11,7 @@ from redis.client import PubSub
 
 from . import keys
 from .errors import BrokerUnavailable, NotEnded
+from .functions import words
 from .record import Record
 from .state import State
 from .store import Yard
@@ -36,7 +37,9 @@ def wait_for(
         except (redis.ConnectionError, redis.TimeoutError, BrokerUnavailable) as error:
             reached = max(reached, board.looked)
             if time.monotonic() - reached > REDIS_AWAY_S:
-                raise BrokerUnavailable(f"Redis does not answer: {error}; the jobs go on without this wait") from None
+                raise BrokerUnavailable(
+                    f"Redis does not answer: {words(error)}; the jobs go on without this wait"
+                ) from error
             time.sleep(0.3)
         if board.open and end is not None and time.monotonic() >= end:
             raise NotEnded(_late(board, timeout_s or 0))

@@ -171,7 +171,10 @@ def _waiting(r: Record, f: Facts) -> list[Reason]:
             _reason("no_queue", f'queue "{r.queue}" is not configured any more: no node takes from it', queue=r.queue)
         )
     elif f.queue_state != "ENABLED":
-        text = f'queue "{r.queue}" is disabled: it takes no new jobs; those in it, like this one, still run'
+        text = (
+            f'queue "{r.queue}" is disabled: it takes no new jobs; those in it, like this one, still run. To enable '
+            f"it, say `state: ENABLED` in the yard's YAML and start the controller, or `up`, again with --config"
+        )
         found.append(_reason("queue_disabled", text, queue=r.queue))
     if r.state is State.RUNNABLE:
         found += _place(r, f)
@@ -192,7 +195,7 @@ def _place(r: Record, f: Facts) -> list[Reason]:
     if f.place is not None:
         ahead, waiting = f.place
         text = (
-            f"it is the first of {_count(waiting, 'job')}"
+            ("it is the only job" if waiting == 1 else f"it is the first of {waiting} jobs")
             if not ahead
             else f"{_count(ahead, 'job')} of {waiting} {'stands' if ahead == 1 else 'stand'} before it"
         )
@@ -280,7 +283,7 @@ def _count(n: int, what: str) -> str:
 
 
 def _moment(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
+    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
 
 
 def _span(seconds: float) -> str:

@@ -25,7 +25,7 @@ def store_at(spec: str, *, create: bool = False, sweep_after_s: float = SWEEP_AF
         raise InvalidConfig(f'"{spec}" is no store; give a folder, or s3://BUCKET[/PREFIX]?credentials=FILE')
     path = Path(spec)
     if not create and not (path / "objects").is_dir():
-        raise NotFound(f'there is no blob store at "{path}"; correct --store')
+        raise NotFound(f'there is no blob store at "{path}"; correct --store, or start the yard first')
     return DirectoryStore(path, sweep_after_s=sweep_after_s)
 
 

@@ -9,7 +9,7 @@ a copy is here.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 DEFAULT_MOST_BYTES = 100 << 30
 _TRIES = 3
 _LOOK_S = 0.2
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,8 +73,11 @@ class RemoteInputs:
         self.unchanged = 0
         """inputs that were asked for, and were here already"""
 
-    def stage(self, wanted: Wanted, owner: str, *, stopped: Stopped = lambda: False) -> Path:
-        """The path of a copy, fetched if need be, and pinned for the owner. stopped: nobody wants it any more.
+    def stage(
+        self, wanted: Wanted, owner: str, *, stopped: Stopped = lambda: False, say: Say = lambda text: None
+    ) -> Path:
+        """The path of a copy, fetched if need be, and pinned for the owner. stopped: nobody wants it any more. say:
+        hears what is done before it is waited for.
 
         InputError, StoreUnavailable, DiskFull.
         """
@@ -83,6 +88,7 @@ class RemoteInputs:
         name = name_of(resource_of(wanted.uri), wanted.secret, wanted.access)
         with self._alone(name, shown(wanted.uri), stopped):
             known = self._known.get(name)
+            say(f"fetches {shown(wanted.uri)}")
             here = self._copies.find(kind, known.digest, owner) if known is not None else None
             visit = _Visit(wanted, name, known, here, owner, stopped)
             path = self._file(visit, place) if kind == "file" else self._tree(visit, place)

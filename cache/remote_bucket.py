@@ -12,6 +12,7 @@ from typing import BinaryIO
 from minio.commonconfig import ComposeSource, CopySource
 from minio.deleteobjects import DeleteObject
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
+from urllib3.exceptions import HTTPError
 
 from batchyard.broker.errors import BatchyardError, DiskFull, Permanent, StoreUnavailable
 from batchyard.broker.uri import S3Uri
@@ -39,7 +40,7 @@ class Bucket:
         self, access: S3Access, bucket: str, *, who: str, refused: type[Permanent], copy_bytes: int = COPY_BYTES
     ) -> None:
         self._calls, self.name, self._who, self._refused = Calls(access, bucket), bucket, who, refused
-        self._copy_bytes = copy_bytes
+        self._copy_bytes, self._named = copy_bytes, access.endpoint_url is not None
 
     @contextmanager
     def get(self, key: str, *, unless: str | None = None, only: str | None = None) -> Iterator[Body | None]:
@@ -106,7 +107,7 @@ class Bucket:
     @contextmanager
     def _said(self, key: str) -> Iterator[None]:
         where = str(S3Uri(bucket=self.name, key=key))
-        with self._calls.said():  # what the network says
+        with self._advised(), self._calls.said():  # what the network says
             try:
                 yield
             except S3Error as error:
@@ -119,6 +120,17 @@ class Bucket:
                 raise StoreUnavailable(f"{where}: {str(error)[:200]}") from error
             except ValueError as error:  # a name that the SDK takes for none
                 raise self._refused(f"{where}: {error}") from error
+
+    @contextmanager
+    def _advised(self) -> Iterator[None]:
+        """Who names no endpoint may not know that it is Amazon's then."""
+        try:
+            yield
+        except StoreUnavailable as error:
+            if self._named or not isinstance(error.__cause__, HTTPError | OSError):
+                raise
+            advice = "; if it is not Amazon's, name `credentials` with endpoint_url"
+            raise StoreUnavailable(f"{error}{advice}") from error.__cause__
 
     def _error(self, code: str, status: int, where: str) -> BatchyardError:
         if code in _FULL or status == 507:

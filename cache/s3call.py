@@ -29,6 +29,7 @@ _PASSING = {409, 429, 500, 502, 503, 504}
 _FULL = {"XMinioStorageFull", "QuotaExceeded", "InsufficientStorage", "XMinioAdminBucketQuotaExceeded"}
 _MOST_CONTENT = 16 << 20  # a page of a listing
 _REFUSED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
+_WHOSE = re.compile(r"^\w*Connection\(.*?\): ")  # urllib3 begins with what it connects: a class
 _CODE = re.compile(rb"<Code>([A-Za-z0-9]{1,64})</Code>")
 
 Body = bytes | memoryview | Iterable[memoryview] | None
@@ -160,7 +161,8 @@ def code_of(answer: Answer) -> str:
 def reason(error: BaseException) -> str:
     """An error of the network or the SDK in a line."""
     cause: object = getattr(error, "reason", None) or error
-    return " ".join(str(cause).split())[:300]
+    said = _WHOSE.sub("", str(cause))
+    return " ".join(said.split())[:300]
 
 
 def _advice(error: BaseException) -> str:

@@ -20,6 +20,7 @@ from typing import TypeAlias, TypeVar
 
 from batchyard.broker.errors import (
     BatchyardError,
+    BlobMissing,
     InputError,
     IntegrityError,
     NotFound,
@@ -181,7 +182,7 @@ class BlobStore:
                 try:
                     reader = stack.enter_context(self._store.get(name))
                 except NotFound:
-                    raise NotFound(f"blob {digest} is not in the store; put it first") from None
+                    raise BlobMissing(f"blob {digest} is not in the store; put it first") from None
                 opening = self._ring.opening(reader, digest)
                 yield opening
         except SealUnknown:

@@ -1,8 +1,10 @@
 """The secrets of a compose stack: made once, never overwritten, each in a file that only its owner can read.
 
-    python make_secrets.py FOLDER [--shown-as FOLDER] [--redis-port N] [--minio-port N] [--flower-port N]
+    python make_secrets.py FOLDER [--shown-as FOLDER] [--scratch FOLDER] [--redis-port N] [--minio-port N]
+        [--flower-port N]
 
-`prepare.sh` runs it in Batchyard's image. --shown-as is FOLDER's path on the host; the ports are those on loopback.
+`prepare.sh` runs it in Batchyard's image. --shown-as is FOLDER's path on the host; --scratch is
+where the node works there; the ports are those on loopback.
 What is in `host/` is for the host's own tools (BATCHYARD_STATE=FOLDER/host); it holds no secret of its own, and is
 written again each time.
 """
@@ -29,6 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make the secrets of a compose stack.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--shown-as", type=Path)
+    parser.add_argument("--scratch")
     for name, port in (("redis", 6379), ("minio", 9000), ("flower", 5555)):
         parser.add_argument(f"--{name}-port", type=int, default=port)
     told = parser.parse_args()
@@ -95,6 +98,7 @@ def host(folder: Path, shown_as: Path, url: str, told: argparse.Namespace) -> No
         flower_url=f"http://127.0.0.1:{told.flower_port}",
         key_file=f"{shown_as}/keys.json",
         store=f"s3://yard?credentials={shown_as}/host/{name}.ini",
+        scratch=told.scratch,
     ).save(here)
 
 

@@ -72,6 +72,7 @@ fi
 docker run --rm --network none --user "$BATCHYARD_UID:$BATCHYARD_GID" --cap-drop ALL --security-opt no-new-privileges \
     --volume "$BATCHYARD_SECRETS:/secrets" --volume "$PWD/make_secrets.py:/make_secrets.py:ro" \
     "${BATCHYARD_IMAGE:-batchyard/batchyard:local}" python /make_secrets.py /secrets --shown-as "$BATCHYARD_SECRETS" \
+    --scratch "$BATCHYARD_ROOT/node" \
     --redis-port "$BATCHYARD_REDIS_PORT" --minio-port "$BATCHYARD_MINIO_PORT" --flower-port "$BATCHYARD_FLOWER_PORT"
 others=$(grep -vE "^($known)" "$settings" 2>/dev/null || true)
 printf '# Written by prepare.sh; read by compose. Change it, run prepare.sh again, then start the stack again.\n%s%s\n' \

@@ -10,6 +10,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -83,7 +84,8 @@ class Execution:
         self._container, self._running = container, container is not None
         self._made = [container] if container is not None else []  # containers that may still be there
         self._stop: Stop | None = None
-        self._why = ""
+        self._why = self._told = ""
+        self._tries = 0
         self._secrets: dict[str, str] = {}
         if container is not None:  # before anything is staged for others, also where the index was lost
             tools.stage.copies.pin(self.folder.name, self._digests())
@@ -148,6 +150,7 @@ class Execution:
             log.exception("job %s: the attempt broke", self._claimed.id)
             error = Permanent(f"the node could not run it: {type(caught).__name__}: {caught}")
         self._over.set()
+        self._doing("")
         ended = exit.finished_at if exit is not None else time.time()
         outcome = decide(
             exit=exit,
@@ -219,14 +222,35 @@ class Execution:
             pulling=lambda: capture.platform(f"pulling image {image}"),
             stopped=lambda: self._stop is not None,
         )
-        binds = self._tools.stage.binds(self._job, self.folder.name, stopped=lambda: self._stop is not None)
+        self._tries += 1
+        binds = self._tools.stage.binds(
+            self._job,
+            self.folder.name,
+            stopped=lambda: self._stop is not None,
+            say=lambda text: self._say(capture, text),
+        )
+        self._doing("")
         if binds:
             moved = self._tools.stage.copies.moved(self.folder.name)
+            inputs = len(self._job.inputs)
             capture.platform(
-                f"{len(self._job.inputs)} inputs staged: {decimal(moved.fetched_bytes)} fetched, "
+                f"{inputs} input{'' if inputs == 1 else 's'} staged: {decimal(moved.fetched_bytes)} fetched, "
                 f"{moved.here} of {moved.copies} already here"
             )
         return binds
+
+    def _say(self, capture: LogCapture, text: str) -> None:
+        """What may take long: in the log, and for who asks what the job does."""
+        text += f" (try {self._tries})" if self._tries > 1 else ""
+        if self._tries & (self._tries - 1) == 0:  # 1, 2, 4, 8 …: a log is no place for all of them
+            capture.platform(text)
+        self._doing(text)
+
+    def _doing(self, text: str) -> None:
+        if text != self._told:
+            with suppress(BrokerUnavailable):
+                self._tools.yard.progress(self._claimed.id, text)
+            self._told = text
 
     def _launch(self, capture: LogCapture, binds: list[Bind]) -> None:
         spec = self._spec(binds)

@@ -23,6 +23,7 @@ from .ground import ground
 
 _DRIVERS = {"overlay2", "overlayfs", "btrfs", "zfs", "stargz"}
 _GIB = 1 << 30
+START_ENGINE = "start Docker, let this user talk to it, or correct DOCKER_HOST"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +63,7 @@ def engine(scratch: Path) -> Checks:
     try:
         facts = docker.about()
     except EngineUnavailable as error:
-        yield fail("engine", str(error), "start Docker, let this user talk to it, or correct DOCKER_HOST")
+        yield fail("engine", str(error), START_ENGINE)
         return
     yield ok("engine", f"Docker {facts.get('ServerVersion', '?')} answers")
     yield from engine_facts(facts)

@@ -8,23 +8,38 @@ from pathlib import Path
 
 import click
 
-from batchyard.broker.endpoints import absolute_store
+from batchyard.broker.endpoints import Endpoints, absolute_store, default_state
 from batchyard.broker.errors import InvalidConfig
 
 from . import gpu, memory, options
 
+_NAME_YARD = (
+    "give --broker, --key-file and --store (BATCHYARD_BROKER_URL, BATCHYARD_KEY_FILE, BATCHYARD_STORE), "
+    "or start `batchyard up` here"
+)
+
 
 @click.command()
-@click.option("--broker", envvar="BATCHYARD_BROKER_URL", required=True, help="The yard's Redis, redis://…")
 @click.option(
-    "--key-file", envvar="BATCHYARD_KEY_FILE", required=True, type=click.Path(path_type=Path), help="The yard's keys."
+    "--broker",
+    envvar="BATCHYARD_BROKER_URL",
+    show_envvar=True,
+    help="The yard's Redis, redis://…  [default: that of the `batchyard up` on this machine]",
+)
+@click.option(
+    "--key-file",
+    envvar="BATCHYARD_KEY_FILE",
+    show_envvar=True,
+    type=click.Path(path_type=Path),
+    help="The yard's keys.  [default: likewise]",
 )
 @click.option(
     "--store",
     envvar="BATCHYARD_STORE",
-    required=True,
-    help="The yard's durable store: a folder, or s3://BUCKET[/PREFIX]?credentials=FILE.",
+    show_envvar=True,
+    help="The yard's durable store: a folder, or s3://BUCKET[/PREFIX]?credentials=FILE.  [default: likewise]",
 )
+@click.option("--new-store", is_flag=True, help="Make --store the yard's, in place of the one that it has.")
 @click.option("--name", default=options.machine_name, help="Unique in the yard.  [default: this host's name]")
 @click.option(
     "--state",
@@ -98,9 +113,10 @@ from . import gpu, memory, options
     help="How long jobs go on without Redis.",
 )
 def worker(
-    broker: str,
-    key_file: Path,
-    store: str,
+    broker: str | None,
+    key_file: Path | None,
+    store: str | None,
+    new_store: bool,
     name: str,
     state: Path,
     queues: str,
@@ -125,12 +141,14 @@ def worker(
     """Run a node: claim jobs that fit, run their containers.
 
     \b
-    Example:
+    Examples:
       batchyard worker --name big --vcpus 8 --memory-mib 16000 --queues cpu
+      batchyard worker --name two --state ~/.batchyard-two --vcpus 1     beside the node of a `batchyard up`
     """
     from .main import serve
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    broker, key_file, store = _yard(broker, key_file, store)
     pairs = _labels(labels)
     state = state.expanduser().absolute()
     scratch = scratch.expanduser().absolute() if scratch is not None else None
@@ -160,6 +178,7 @@ def worker(
                 secrets=secrets,
                 allowed_roots=allowed_roots,
                 url_hosts=url_hosts,
+                new_store=new_store,
                 fetch_gib=fetch_gib,
                 environment=pairs.get("environment", "here"),
                 grace_s=grace_s,
@@ -168,6 +187,20 @@ def worker(
             ),
         )
     )
+
+
+def _yard(broker: str | None, key_file: Path | None, store: str | None) -> tuple[str, Path, str]:
+    """What was not named is taken of the `batchyard up` on this machine, if no other Redis was named."""
+    if broker is None:
+        try:
+            ends = Endpoints.load(default_state())
+        except InvalidConfig as error:
+            raise InvalidConfig(f"{str(error).partition(';')[0]}; {_NAME_YARD}") from None
+        broker, key_file = ends.broker_url, key_file or (Path(ends.key_file) if ends.key_file else None)
+        store = store or ends.store
+    if key_file is None or store is None:
+        raise InvalidConfig(f"{'no key file' if key_file is None else 'no store'} was named; {_NAME_YARD}")
+    return broker, key_file, store
 
 
 def _checked(name: str) -> str:

@@ -34,7 +34,7 @@ ABOUT = ("engine", "redis", "clock", "store", "keys", "scratch", "gpus")
 @click.option(
     "--scratch",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Where this machine's node works.  [default: node in --state]",
+    help="Where this machine's node works.  [default: as endpoints.json says, else node in --state]",
 )
 @click.option("--only", type=click.Choice(ABOUT), multiple=True, help="Look at this alone. Repeatable.")
 @click.option("--timeout-s", type=click.FloatRange(min=0.1), default=15.0, show_default=True, help="At most so long.")
@@ -46,8 +46,9 @@ def doctor(doors: Doors, scratch: Path | None, only: Sequence[str], timeout_s: f
     Each finding is ok, warn or fail, and says what to do. Exits with 1 if one is fail. The store gets two small
     objects, which are deleted; nothing else is changed.
     """
-    folder = (scratch or doors.state / "node").expanduser().absolute()
     found, ends = _yard(doors)
+    told = Path(ends.scratch) if ends is not None and ends.scratch else doors.state / "node"
+    folder = (scratch or told).expanduser().absolute()
     found += within({n: p for n, p in _probes(folder, ends).items() if not only or n in only}, timeout_s)
     if as_json:
         print_json([one.as_json() for one in found])
@@ -78,7 +79,7 @@ def _probes(scratch: Path, ends: Endpoints | None) -> Mapping[str, Probe]:
         probes["redis"] = partial(services.redis_server, ends.broker_url)
         probes["clock"] = partial(services.clock, ends.broker_url)
         if ends.store:
-            probes["store"] = partial(services.blob_store, ends.store)
+            probes["store"] = partial(services.blob_store, ends.store, ends)
         if ends.key_file:
             probes["keys"] = partial(services.key_file, Path(ends.key_file), ends.broker_url)
     return {**probes, "scratch": partial(checks.scratch_folder, scratch), "gpus": checks.gpus}

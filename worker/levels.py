@@ -9,12 +9,11 @@ import logging
 import threading
 from dataclasses import dataclass
 
-from batchyard.broker.errors import BatchyardError, StoreUnavailable
-from batchyard.broker.seal import KeyRing
+from batchyard.broker.errors import BatchyardError, BrokerUnavailable, StoreUnavailable
+from batchyard.broker.store import Yard
 from batchyard.cache.bounded import Bounded
 from batchyard.cache.copies import LocalCopies
 from batchyard.cache.counted import Counted
-from batchyard.cache.disk import SWEEP_AFTER_S
 from batchyard.cache.folder import Folder
 from batchyard.cache.index import Index
 from batchyard.cache.late import Late
@@ -25,6 +24,7 @@ from batchyard.cache.tiered import Tiered
 
 from . import memory
 from .options import NodeOptions
+from .yard_store import open_yard_store
 
 log = logging.getLogger(__name__)
 _COUNT_AGAIN_S = 5.0
@@ -48,13 +48,14 @@ class CacheFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Levels:
-    """blobs: the stores as one. near: None without --near."""
+    """blobs: the stores as one. near: None without --near. yard_store: reached once it was seen to be the yard's."""
 
     blobs: BlobStore
     copies: LocalCopies
     far: Counted
     near: Counted | None = None
     bounded: Bounded | None = None
+    yard_store: Late
 
     def facts(self) -> CacheFacts:
         copies = self.copies.counts
@@ -72,35 +73,44 @@ class Levels:
         )
 
 
-def open_levels(options: NodeOptions, ring: KeyRing) -> Levels:
-    """Stores that are away are reached later. InvalidConfig; StoreUnavailable, DiskFull: of the node's own folders."""
+def open_levels(options: NodeOptions, yard: Yard) -> Levels:
+    """Stores that are away are reached later. InvalidConfig: also of a store that is not the yard's. StoreUnavailable,
+    DiskFull: of the node's own folders.
+    """
+    ring = yard.ring
+    yard_store = Late(lambda: open_yard_store(yard, ring, options.store, new=options.new_store))
+    _try(yard_store, options.store)
     root = options.files / "copies"
     folders = [Folder(root, int(options.copies_gib * 2**30))]  # locks it, so it comes before the index
     if options.copies_memory_mib:
         in_memory = memory.open_folder(options.state, options.copies_memory_mib << 20)
         folders = [*([in_memory] if in_memory else []), *folders]
     index = Index(root)
-    far = Counted(_reached(options.store))
+    far = Counted(yard_store)
     if options.near is None:
         blobs = BlobStore(far, ring)
-        return Levels(blobs=blobs, copies=LocalCopies(blobs, index, folders), far=far)
-    bounded = Bounded(_reached(options.near, sweep_after_s=0), index, int(options.near_gib * 2**30))
+        return Levels(blobs=blobs, copies=LocalCopies(blobs, index, folders), far=far, yard_store=yard_store)
+    bounded = Bounded(_near(options.near), index, int(options.near_gib * 2**30))
     threading.Thread(target=_count, args=(bounded,), name="count the near store", daemon=True).start()
     near = Counted(bounded)
     blobs = BlobStore(Tiered(near, far), ring)
-    return Levels(blobs=blobs, copies=LocalCopies(blobs, index, folders), far=far, near=near, bounded=bounded)
+    copies = LocalCopies(blobs, index, folders)
+    return Levels(blobs=blobs, copies=copies, far=far, near=near, bounded=bounded, yard_store=yard_store)
 
 
-def _reached(spec: str, *, sweep_after_s: float = SWEEP_AFTER_S) -> Store:
+def _near(spec: str) -> Store:
     """A bucket that does not answer is reached later; a folder that cannot be used is a mistake."""
-    if not spec.startswith("s3://"):
-        return store_at(spec, create=True, sweep_after_s=sweep_after_s)
-    late = Late(lambda: store_at(spec, create=True, sweep_after_s=sweep_after_s))
+    return _try(Late(lambda: store_at(spec, create=True, sweep_after_s=0)), spec)
+
+
+def _try(late: Late, spec: str) -> Late:
     try:
-        return late.reach()
+        late.reach()
     except StoreUnavailable as error:
+        if not spec.startswith("s3://") and not isinstance(error.__cause__, BrokerUnavailable):
+            raise
         log.warning("the node starts without a store: %s", error)
-        return late
+    return late
 
 
 def _count(near: Bounded) -> None:

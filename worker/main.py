@@ -7,6 +7,7 @@ import hashlib
 import os
 import platform
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 from batchyard.broker.config import Config, single_machine
@@ -20,6 +21,7 @@ from batchyard.cache.remote import RemoteInputs
 from batchyard.cache.remote_known import KnownRemotes
 from batchyard.cache.remote_web import Web
 
+from . import memory
 from .bootstep import attach
 from .capture import LogPoller
 from .container import owner_labels
@@ -40,12 +42,13 @@ def serve(url: str, key_file: Path, options: NodeOptions) -> int:
     """Runs until SIGTERM or SIGINT; the process's exit code. Raises InvalidConfig for what is wrong at the start."""
     options.state.mkdir(parents=True, exist_ok=True, mode=0o700)
     lock = _only_one(options.state)
-    ring = KeyRing.load(key_file)
-    yard = Yard(url, ring)
+    yard = Yard(url, KeyRing.load(key_file))
     config = _first_config(yard, options)
     if unknown := set(options.queues) - set(config.queues):
         raise InvalidConfig(f'queue "{min(unknown)}" is not configured; the yard has {", ".join(config.queues)}')
-    node = Node(_tools(yard, ring, options, config))
+    node = Node(_tools(yard, options, config))
+    with suppress(BrokerUnavailable):  # the node looks again once Redis is there
+        node.be_alone()
     app = celery_app(url)
     app.set_current()
     app.conf.update(
@@ -66,9 +69,15 @@ def serve(url: str, key_file: Path, options: NodeOptions) -> int:
         loglevel="INFO",
         without_gossip=True,
         without_mingle=True,
+        quiet=True,  # a banner of queues and tasks that a node does not have
     )
     worker.start()
+    if node.ready.is_set() and node.empty():  # else a container may read there
+        with suppress(OSError):
+            memory.remove_folder(options.state)
     os.close(lock)
+    if node.refused is not None:
+        raise node.refused
     return int(worker.exitcode or 0)
 
 
@@ -83,10 +92,10 @@ def _only_one(state: Path) -> int:
     return lock
 
 
-def _tools(yard: Yard, ring: KeyRing, options: NodeOptions, config: Config) -> Tools:
-    levels = open_levels(options, ring)
+def _tools(yard: Yard, options: NodeOptions, config: Config) -> Tools:
+    levels = open_levels(options, yard)
     blobs, copies = levels.blobs, levels.copies
-    yard_id = hashlib.sha256(ring.mark.encode()).hexdigest()[:16]
+    yard_id = hashlib.sha256(yard.ring.mark.encode()).hexdigest()[:16]
     engine = _engine(owner_labels(yard_id, options.name))
     return Tools(
         yard=yard,

@@ -14,8 +14,10 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from typing import Any
 
 import redis
+from celery.worker import state as worker_state
 
 from batchyard.broker import keys
 from batchyard.broker.controller import Controller
@@ -36,6 +38,7 @@ log = logging.getLogger(__name__)
 AT_ONCE = 8  # jobs claimed in one call
 LOOK_S = 1.0  # between two looks when nothing calls: publish and subscribe promises nothing
 SWEEP_S = 30.0
+EX_USAGE = 2
 SWEEP_AGAIN_S = 1.0  # when a container could not be removed
 
 
@@ -54,6 +57,7 @@ class Node:
         self._slots, self._lock = Slots(options.most_jobs), threading.Lock()
         self._wake, self._beat, self._closing = threading.Event(), threading.Event(), threading.Event()
         self.ready = threading.Event()
+        self.refused: InvalidConfig | None = None  # why this node does not work
         self._configured = threading.Event()  # the yard's configuration is known, not made up of this machine's
         self._litter = threading.Event()  # a container could not be removed
         self._beating = threading.Lock()
@@ -106,6 +110,8 @@ class Node:
         self.tools.engine.close()
         with self._beating:
             self._left = True  # a beat from now on would put it on the list again
+            if not self.ready.is_set():
+                return  # one of this name that is on the list is another
             try:
                 self.tools.yard.leave(self.tools.options.name)
             except BrokerUnavailable as error:
@@ -113,7 +119,12 @@ class Node:
 
     # -- claim
     def _claim_loop(self) -> None:
-        self._until_done(self._settle_in)
+        try:
+            self._until_done(self._settle_in, but=(InvalidConfig,))
+            self._see_store()
+        except InvalidConfig as error:
+            self._refuse(error)
+            return
         claim_id = uuid.uuid4().hex
         while self._may_claim():
             try:
@@ -141,22 +152,52 @@ class Node:
     def _settle_in(self) -> None:
         tools = self.tools
         tools.yard.prepare()
-        self._alone()
         self.tools = replace(tools, config=tools.yard.config())
+        self.be_alone()
         self._configured.set()
         tools.engine.ping()
         self._adoption.take_up(self._take)
         self.ready.set()
 
-    def _alone(self) -> None:
-        """A second node of this name would take over what the first one holds."""
-        tools = self.tools
-        other = tools.yard.nodes().get(tools.options.name, {})
-        quiet_s = tools.yard.now_s() - float(other.get("seen", 0))
-        if other.get("home", self._home) != self._home and quiet_s < tools.config.lease_s:
-            raise InvalidConfig(
-                f'a node "{tools.options.name}" is alive at {other["home"]}; give this one another --name'
-            )
+    def be_alone(self) -> None:
+        """A second node of this name would take over what the first one holds. One that died is silent for a lease:
+        it is waited for. Raises InvalidConfig: it lives. BrokerUnavailable.
+        """
+        tools, home, last = self.tools, self._home, ""
+        while True:
+            other = tools.yard.nodes().get(tools.options.name, {})
+            seen = other.get("seen", "0")
+            quiet_s = tools.yard.now_s() - float(seen)
+            if other.get("home", home) == home or quiet_s >= tools.config.lease_s:
+                return
+            if last not in {"", seen}:
+                raise InvalidConfig(
+                    f'a node "{tools.options.name}" is alive at {other["home"]}; give this one another --name'
+                )
+            if not last:
+                log.info("a node of this name was at %s: waiting whether it beats again", other["home"])
+            last = seen
+            time.sleep(0.5)
+
+    def _see_store(self) -> None:
+        """No job is taken before the store was there once and was the yard's. Raises InvalidConfig."""
+        while self.tools.levels is not None and not self._closing.is_set():
+            try:
+                self.tools.levels.yard_store.reach()
+                return
+            except InvalidConfig:
+                raise
+            except BatchyardError as error:
+                log.warning("no job is taken before the store is there: %s", error)
+            self._closing.wait(1)
+
+    def _refuse(self, error: InvalidConfig) -> None:
+        """What only a person can mend: the process ends, and says why."""
+        log.error("%s", error)
+        self.refused = error
+        self.drain()
+        celery: Any = worker_state  # its types know no exit code
+        celery.should_stop = EX_USAGE
 
     def _claim(self, claim_id: str) -> bool:
         """One call. True: ask again at once."""
@@ -336,12 +377,14 @@ class Node:
                 log.warning("sweep: %s", error)
                 self._litter.set()
 
-    def _until_done(self, act: Callable[[], object]) -> None:
+    def _until_done(self, act: Callable[[], object], *, but: tuple[type[BatchyardError], ...] = ()) -> None:
         while True:
             try:
                 act()
                 return
             except BatchyardError as error:
+                if isinstance(error, but):
+                    raise
                 log.warning("%s", error)
             except Exception:
                 log.exception("tried again in a moment")

@@ -22,7 +22,7 @@ class NodeOptions:
     there, and below /dev/shm. near: the spec of a store of this node alone, which keeps near_gib of what it used last.
 
     fetch_gib: the most that an input from s3:// or https:// may have. url_hosts: those that https:// may name although
-    their addresses are not public.
+    their addresses are not public. new_store: the yard takes this node's store, whichever it had.
 
     grace_s: what running jobs get at a drain. stop_grace_s: from SIGTERM to SIGKILL. partition_grace_s: how long jobs
     go on without Redis. most_jobs: at once.
@@ -51,6 +51,7 @@ class NodeOptions:
     near_gib: float = 20.0
     fetch_gib: float = 100.0
     url_hosts: tuple[str, ...] = ()
+    new_store: bool = False
 
     @property
     def files(self) -> Path:

@@ -13,8 +13,10 @@ from typing import Any
 import redis
 
 from batchyard.broker import functions, keys
+from batchyard.broker.endpoints import Endpoints
 from batchyard.broker.errors import BatchyardError, NotFound
 from batchyard.broker.seal import KeyRing
+from batchyard.cache.identity import store_id
 from batchyard.cache.place import store_at
 from batchyard.cache.store import Store
 
@@ -155,16 +157,33 @@ def clock_offset(offset_s: float, round_trip_s: float) -> Check:
 
 
 # -- store
-def blob_store(spec: str) -> Checks:
-    """A random object goes in and out; of two puts of one name, one counts."""
+def blob_store(spec: str, ends: Endpoints | None = None) -> Checks:
+    """A random object goes in and out; of two puts of one name, one counts. ends: whose store it should be."""
     try:
         began = time.monotonic()
         store = store_at(spec)
+        if ends is not None and ends.key_file:
+            yield from _is_ours(store, Path(ends.key_file), ends.broker_url)
         name, data = secrets.token_hex(32), secrets.token_bytes(_BLOB_BYTES)
         yield _round_trip(store, name, data, began)
         yield _one_counts(store)
     except BatchyardError as error:
         yield fail("store", str(error), "correct --store or its credentials, or start it")
+
+
+def _is_ours(store: Store, keys_at: Path, url: str) -> Checks:
+    """Nothing where it cannot be told."""
+    known: Any = None
+    with suppress(redis.RedisError), _connected(url) as client:
+        known = client.get(keys.STORE)
+    if known is None or not keys_at.exists():
+        return
+    found = store_id(store, KeyRing.load(keys_at))
+    if found == known.decode():
+        yield ok("store id", "it is the yard's")
+    else:
+        said = "this is not the yard's store: it has " + ("no id" if found is None else "another id")
+        yield fail("store id", said, "correct --store, or start one node with --new-store")
 
 
 def _round_trip(store: Store, name: str, data: bytes, began: float) -> Check:

@@ -14,7 +14,7 @@ from batchyard.broker.job import Input, Job
 from batchyard.cache.access import S3Access
 from batchyard.cache.copies import LocalCopies
 from batchyard.cache.digest import Blob
-from batchyard.cache.remote import RemoteInputs, Wanted
+from batchyard.cache.remote import RemoteInputs, Say, Wanted
 
 from .engine.protocol import Bind
 
@@ -28,15 +28,18 @@ class Stage:
     remote: RemoteInputs | None = None
     secrets: Path | None = None
 
-    def binds(self, job: Job, owner: str, *, stopped: Callable[[], bool] = lambda: False) -> list[Bind]:
-        """What is bound is pinned for the owner. stopped: nobody wants the inputs any more. Raises InputError,
-        IntegrityError, NotFound, StoreUnavailable, DiskFull; the message names the input.
+    def binds(
+        self, job: Job, owner: str, *, stopped: Callable[[], bool] = lambda: False, say: Say = lambda text: None
+    ) -> list[Bind]:
+        """What is bound is pinned for the owner. stopped: nobody wants the inputs any more. say: hears which are
+        fetched from elsewhere. Raises InputError, IntegrityError, NotFound, StoreUnavailable, DiskFull; the message
+        names the input.
         """
         binds: list[Bind] = []
         for path, spec in job.inputs.items():
             try:
                 if spec.uri is not None and not spec.uri.startswith("file:"):
-                    source = self._remote(spec, owner, stopped)
+                    source = self._remote(spec, owner, stopped, say)
                     binds.append(Bind(source=str(source), target=str(PurePosixPath(path)), read_only=True))
                 else:
                     binds += self._one(str(PurePosixPath(path)), spec, owner)
@@ -60,7 +63,7 @@ class Stage:
         target = folder if blob.kind == "tree" else f"{folder}/{name}"
         return Bind(source=str(self.copies.stage(blob, owner).path), target=target, read_only=True)
 
-    def _remote(self, spec: Input, owner: str, stopped: Callable[[], bool]) -> Path:
+    def _remote(self, spec: Input, owner: str, stopped: Callable[[], bool], say: Say) -> Path:
         assert spec.uri is not None
         if self.remote is None:
             raise InputError(f"this node takes no inputs from {spec.uri.partition(':')[0]}://")
@@ -71,7 +74,7 @@ class Stage:
             digest=spec.digest,
             size=spec.size,
         )
-        return self.remote.stage(wanted, owner, stopped=stopped)
+        return self.remote.stage(wanted, owner, stopped=stopped, say=say)
 
     def _file(self, uri: str, spec: Input) -> Path:
         """A file or directory of the node, resolved under a root that the operator allows."""

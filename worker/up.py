@@ -24,14 +24,15 @@ import yaml
 from batchyard.broker import config as yard_config
 from batchyard.broker.cli.doors import examples
 from batchyard.broker.config import Config
-from batchyard.broker.endpoints import Endpoints, default_state
-from batchyard.broker.errors import InvalidConfig, NotFound
+from batchyard.broker.endpoints import Endpoints, absolute_store, default_state
+from batchyard.broker.errors import EngineUnavailable, InvalidConfig, NotFound
 from batchyard.broker.remote import TRANSPORT_OPTIONS
 from batchyard.broker.seal import KeyRing
 from batchyard.broker.store import Yard
 
-from . import gpu, minio_server, options
+from . import checks, gpu, minio_server, options
 from .binaries import find_or_build
+from .engine.docker import DockerEngine
 from .redis_server import READY, pick_port, redis_binary, write_conf
 from .supervise import Family, Part, Stopped
 
@@ -41,8 +42,8 @@ _NODE_STOP_S = 90.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What `up` was told. Ports: None for the earlier or any free one. minio: None for as before. node: further words
-    for `batchyard worker`.
+    """What `up` was told. Ports: None for the earlier or any free one. minio: None for as before. new_store: see
+    NodeOptions. scratch: the node's, in state if None. node: further words for `batchyard worker`.
     """
 
     state: Path
@@ -52,6 +53,8 @@ class Settings:
     port_minio: int | None
     minio: bool | None
     minio_data: Path | None
+    new_store: bool
+    scratch: Path | None
     name: str
     vcpus: float
     memory_mib: int
@@ -69,7 +72,7 @@ class Settings:
     "--config",
     "config_file",
     type=click.Path(path_type=Path),
-    help="Queues and compute environments (YAML).  [default: queues cpu and gpu on this machine]",
+    help="Queues and compute environments (YAML).  [default: as before; at first queues cpu and gpu on this machine]",
 )
 @click.option(
     "--state",
@@ -87,6 +90,7 @@ class Settings:
     type=click.Path(path_type=Path, file_okay=False),
     help="Where that MinIO keeps its bytes.  [default: in --state]",
 )
+@click.option("--new-store", is_flag=True, help="Go on with a store that is not the one of before, or was emptied.")
 @click.option("--port-minio", type=click.IntRange(1, 65535), help="[default: the earlier one, or any free one]")
 @click.option("--name", default=options.machine_name, help="The node's.  [default: this host's name]")
 @click.option("--vcpus", type=click.FloatRange(min=0, min_open=True), help="[default: all processors]")
@@ -97,7 +101,18 @@ class Settings:
     "--copies-gib", type=click.FloatRange(min=0), help="For copies of inputs on disk.  [default: a share of it]"
 )
 @click.option("--copies-memory-mib", type=click.IntRange(min=0), help="And in memory.  [default: a sixteenth of it]")
-@click.option("--secrets", type=click.Path(path_type=Path, file_okay=False), help="Folder with one file a secret.")
+@click.option(
+    "--scratch",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for copies of inputs and for jobs' work folders.  [default: in --state]",
+)
+@click.option("--near", help="A store of the node alone, see `batchyard worker --help`.")
+@click.option("--fetch-gib", type=click.FloatRange(min=0, min_open=True), help="The most of an input.  [default: 100]")
+@click.option(
+    "--secrets",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Folder with one file a secret.",
+)
 @click.option(
     "--allow-root",
     "allowed_roots",
@@ -123,6 +138,7 @@ def up(
     port_flower: int | None,
     minio: bool | None,
     minio_data: Path | None,
+    new_store: bool,
     port_minio: int | None,
     name: str,
     vcpus: float | None,
@@ -131,6 +147,9 @@ def up(
     disk_gib: float | None,
     copies_gib: float | None,
     copies_memory_mib: int | None,
+    scratch: Path | None,
+    near: str | None,
+    fetch_gib: float | None,
     secrets: Path | None,
     allowed_roots: Sequence[Path],
     url_hosts: Sequence[str],
@@ -143,7 +162,11 @@ def up(
     next `up` goes on with them. Other commands find the yard there.
     """  # fmt: skip
     state = (state or default_state()).expanduser().absolute()
-    node = [*(["--secrets", str(secrets.absolute())] if secrets else []),
+    scratch = scratch.expanduser().absolute() if scratch is not None else None
+    node = [*(["--scratch", str(scratch)] if scratch else []),
+            *(["--near", absolute_store(near)] if near is not None else []),
+            *(["--fetch-gib", str(fetch_gib)] if fetch_gib is not None else []),
+            *(["--secrets", str(secrets.absolute())] if secrets else []),
             *(["--grace-s", str(grace_s)] if grace_s is not None else []),
             *(["--stop-grace-s", str(stop_grace_s)] if stop_grace_s is not None else []),
             *(["--copies-gib", str(copies_gib)] if copies_gib is not None else []),
@@ -162,11 +185,13 @@ def up(
             port_minio=port_minio,
             minio=minio,
             minio_data=minio_data,
+            new_store=new_store,
+            scratch=scratch,
             name=name,
             vcpus=vcpus or os.cpu_count() or 1,
             memory_mib=memory_mib or options.machine_memory_mib(copies_memory_mib),
             gpus=gpus,
-            disk_gib=options.machine_disk_gib(state / "node", copies_gib) if disk_gib is None else disk_gib,
+            disk_gib=options.machine_disk_gib(scratch or state / "node", copies_gib) if disk_gib is None else disk_gib,
             node=tuple(node),
         )
     )
@@ -177,6 +202,7 @@ def run(settings: Settings) -> int:
     state = settings.state
     if settings.config is not None:
         yard_config.load(settings.config)  # before anything is started
+    _check_machine(settings)
     redis_server = redis_binary()
     minio = find_or_build("minio", _say) if _wants_minio(settings) else None
     lock = _lock(state)
@@ -205,7 +231,7 @@ def _start(settings: Settings, family: Family, redis_server: str, minio: Path | 
     url = f"redis://:{password}@127.0.0.1:{port}/0"
     keys = state / "keys.json"
     ring = KeyRing.load_or_create(keys)
-    store = str(state / "store") if minio is None else _start_minio(settings, family, minio)
+    store = _folder_store(settings) if minio is None else _start_minio(settings, family, minio)
     environ = {
         **{k: v for k, v in os.environ.items() if k != "BATCHYARD_STATE"},
         "BATCHYARD_BROKER_URL": url,
@@ -220,11 +246,14 @@ def _start(settings: Settings, family: Family, redis_server: str, minio: Path | 
         flower_url=f"http://127.0.0.1:{flower_port}",
         key_file=str(keys),
         store=store,
+        scratch=str(settings.scratch or state / "node"),
         pid=os.getpid(),
     )
     family.start(Part(name="redis", argv=(redis_server, str(conf)), ready=READY, environ=environ, start_s=600))
-    ends.save(state)
     yard = Yard(url, ring)
+    if settings.new_store or (earlier is not None and earlier.store != store):
+        yard.forget_store()  # before the file names the other one: who is killed in between does it again
+    ends.save(state)
     config_file = settings.config or _machine(settings, yard)
     family.start(_part("controller", _config_words(config_file), environ))
     environment = next(iter(yard.config().environments))
@@ -241,6 +270,25 @@ def _wants_minio(settings: Settings) -> bool:
         return settings.minio
     earlier = _earlier(settings.state)
     return settings.minio_data is not None or (earlier is not None and (earlier.store or "").startswith("s3://"))
+
+
+def _check_machine(settings: Settings) -> None:
+    """Before anything is started. Raises EngineUnavailable."""
+    try:
+        DockerEngine().ping()
+    except EngineUnavailable as error:
+        raise EngineUnavailable(f"{error}; {checks.START_ENGINE}") from None
+    unlisted = [one.id for one in gpu.discover(settings.gpus) if one.declared]
+    if unlisted and not (settings.gpus or "").strip().isdigit():
+        _say(f"the driver does not list GPU {', '.join(unlisted)}: declared ones are counted, and no job can use them")
+
+
+def _folder_store(settings: Settings) -> str:
+    """The store's spec."""
+    earlier = _earlier(settings.state)
+    if earlier is not None and (earlier.store or "").startswith("s3://"):
+        _say("blobs kept until now stay in the MinIO and are not seen; put them again, or start with --minio")
+    return str(settings.state / "store")
 
 
 def _start_minio(settings: Settings, family: Family, binary: Path) -> str:
@@ -277,7 +325,8 @@ def _machine(settings: Settings, yard: Yard) -> Path | None:
     gpus = len(gpu.discover(settings.gpus))
     here = yard_config.single_machine(settings.vcpus, settings.memory_mib, gpus, settings.disk_gib)
     try:
-        if not _is_machine(yard.config()):
+        if not _is_machine(there := yard.config()):
+            _say(f"queues as configured before ({', '.join(there.by_priority())}); --config FILE changes them")
             return None
     except NotFound:
         pass

@@ -13,7 +13,7 @@ import click
 from click.core import ParameterSource
 
 from ..endpoints import Endpoints, absolute_store, default_state
-from ..errors import InvalidConfig
+from ..errors import BrokerUnavailable, InvalidConfig
 
 if TYPE_CHECKING:
     from ..client import Client
@@ -71,6 +71,19 @@ class Doors:
 
         return Client.of(self.endpoints())
 
+    def explained(self, error: BrokerUnavailable) -> BrokerUnavailable:
+        """The same, or that the yard which `--state` names is not running."""
+        from redis.exceptions import ResponseError
+
+        asked = self.broker is None and not isinstance(error.__cause__, ResponseError)  # that is an answer too
+        try:
+            if not (asked and Endpoints.load(self.state).stopped):
+                return error
+        except InvalidConfig:
+            return error
+        where = "" if self.state == default_state() else f" --state {self.state}"
+        return BrokerUnavailable(f'the yard of "{self.state}" is not running; start it with `batchyard up{where}`')
+
     def key_path(self) -> Path:
         """Raises InvalidConfig."""
         named = self.endpoints().key_file
@@ -86,7 +99,11 @@ def yard_options(command: F) -> F:
     @functools.wraps(command)
     def call(ctx: click.Context, /, **told: Any) -> Any:
         others = {name: value for name, value in told.items() if name not in _NAMES}
-        return ctx.invoke(command, doors=Doors.of(ctx), **others)
+        doors = Doors.of(ctx)
+        try:
+            return ctx.invoke(command, doors=doors, **others)
+        except BrokerUnavailable as error:
+            raise doors.explained(error) from error
 
     wrapped: Any = call
     for option in reversed(_OPTIONS):

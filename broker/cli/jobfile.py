@@ -61,12 +61,14 @@ class FileJob:
 
 
 def read(file: Path) -> list[FileJob]:
-    """At least one job. `-` is stdin. Raises InvalidConfig with file and line, OSError."""
+    """At least one job. `-` is stdin. Raises InvalidConfig with file and line."""
     name, folder = ("stdin", Path()) if str(file) == "-" else (str(file), file.parent)
     try:
         text = sys.stdin.read() if str(file) == "-" else file.read_text()
     except UnicodeDecodeError:
         raise InvalidConfig(f"{name} is not text; write the job as JSON or YAML") from None
+    except OSError as error:
+        raise InvalidConfig(f'the job file "{name}" cannot be read: {error.strerror}; correct the path of -f') from None
     found = [_job(value, node, name, folder) for value, node in _values(text, name)]
     if not found:
         raise InvalidConfig(f"{name} holds no job; write one such as {{image: busybox, command: [echo, hello]}}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ..errors import NotFound
 from . import show
 from .complete import job_ids
 from .doors import Doors, examples, json_option, print_json, yard_options
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from ..client import Client, NodeView
     from ..record import Attempt, Record
 
+_REASON = 120  # characters of it in a list
 _STATES = ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING", "RUNNING", "SUCCEEDED", "FAILED")
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -24,17 +26,25 @@ F = TypeVar("F", bound=Callable[..., Any])
 @click.argument("ids", nargs=-1, required=True, shell_complete=job_ids)
 @json_option
 @yard_options
-def status(doors: Doors, ids: Sequence[str], as_json: bool) -> None:
-    """Show what the yard knows of jobs."""
+def status(doors: Doors, ids: Sequence[str], as_json: bool) -> int:
+    """Show what the yard knows of jobs. Exits with 1 when there is one that it does not know."""
+    records: list[Record] = []
+    unknown: list[NotFound] = []
     with doors.client() as client:
-        records = [client.status(i) for i in ids]
-    if as_json:
-        print_json([r.as_json() for r in records] if len(records) > 1 else records[0].as_json())
-        return
-    for n, record in enumerate(records):
+        for job_id in ids:
+            try:
+                records.append(client.status(client.whole_id(job_id)))
+            except NotFound as error:
+                unknown.append(error)
+    if as_json and (records or len(ids) > 1):
+        print_json([r.as_json() for r in records] if len(ids) > 1 else records[0].as_json())
+    for n, record in enumerate([] if as_json else records):
         if n:
             click.echo()
         _print_record(record)
+    for one in unknown:
+        click.echo(f"error: {one}", err=True)
+    return 1 if unknown else 0
 
 
 def _print_record(r: Record) -> None:
@@ -94,12 +104,14 @@ def print_jobs(client: Client, limit: int, states: Sequence[str], *, as_json: bo
         print_json([r.as_json() for r in records])
         return
     now = time.time()
+    reasons = [show.shortened(r.reason, _REASON) if str(r.state) == "FAILED" else "" for r in records]
     rows = [
         (r.id, str(r.state), r.queue, r.name or r.image, r.node or "", "" if r.exit_code is None else str(r.exit_code),
-         show.span(now - r.created), show.took(r, now), r.reason if str(r.state) == "FAILED" else "")
-        for r in records
+         show.span(now - r.created), show.took(r, now), reason)
+        for r, reason in zip(records, reasons, strict=True)
     ]  # fmt: skip
-    show.print_table(("ID", "STATE", "QUEUE", "JOB", "NODE", "EXIT", "AGE", "RAN", "REASON"), rows, empty="no jobs")
+    columns = ("ID", "STATE", "QUEUE", "JOB", "NODE", "EXIT", "AGE", "RAN", "REASON")
+    show.print_table(columns, rows, empty="no jobs", cut=("JOB", "NODE", "REASON"))
 
 
 @click.command(epilog=examples("batchyard queues", "batchyard queues --json | jq '.[].depth.total'"))

@@ -53,7 +53,7 @@ def ls(doors: Doors, what: str | None, long_: bool, limit: int, states: Sequence
 def _job(client: Client, name: str) -> Record | None:
     """The job of this id; None where the name may be that of an output."""
     try:
-        return client.status(name)
+        return client.status(client.whole_id(name))
     except NotFound:
         if ":" not in name:
             raise

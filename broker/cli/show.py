@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,19 +21,25 @@ COLOURS = {
     "warn": "yellow",
     "fail": "red",
 }
-_WIDE = 240  # of a pipe or a file: whole lines
+_WIDE = 10_000  # of a pipe or a file: whole lines
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str) -> None:
-    """Rows of text; the first column is never cut. A state is coloured by its name."""
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, empty: str, cut: Collection[str] = ()
+) -> None:
+    """Rows of text; the first column is never cut. A state is coloured by its name. cut: where some are named, each row
+    has one line, and where the terminal is too narrow these columns give way first.
+    """
     from rich.table import Table
     from rich.text import Text
 
+    alike: dict[str, Any] = {"no_wrap": True, "overflow": "ellipsis"} if cut else {}
     table = Table(box=None, pad_edge=False, header_style="bold")
     for n, column in enumerate(columns):
-        table.add_column(column, no_wrap=n == 0, overflow="fold")
+        whole = n == 0 or (bool(cut) and column not in cut)
+        table.add_column(Text(column, **alike), no_wrap=whole, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell, style=COLOURS.get(cell, "")) for cell in row))
+        table.add_row(*(Text(cell, style=COLOURS.get(cell, ""), **alike) for cell in row))
     if table.row_count:
         print_rich(table)
     else:
@@ -58,7 +64,19 @@ def print_rich(table: Table) -> None:
     """On a terminal as wide as it is; else as wide as the table."""
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else _WIDE, highlight=False).print(table)
+    if sys.stdout.isatty():
+        Console(highlight=False).print(table)
+        return
+    console = Console(width=_WIDE, highlight=False)
+    with console.capture() as whole:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in whole.get().splitlines()))
+
+
+def shortened(text: str, most: int) -> str:
+    """One line of at most so many characters, with … where it was cut."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
 def printable(text: str) -> str:
@@ -67,8 +85,8 @@ def printable(text: str) -> str:
 
 
 def moment(seconds: float | None) -> str:
-    """`2026-01-31 12:00:00`, local time."""
-    return "" if seconds is None else datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
+    """`2026-01-31 12:00:00 CET`, local time."""
+    return "" if seconds is None else datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
 
 
 def span(seconds: float) -> str:

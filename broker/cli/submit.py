@@ -138,6 +138,8 @@ def submit(
     from . import wait as waiting
     from .jobfile import FileJob, read
 
+    if file is None and not fields["image"]:
+        raise click.UsageError("no image was named; give --image IMAGE, or jobs with -f FILE")
     given = {"queue": queue, "countdown_s": countdown_s, "expires_s": expires_s}
     told = read(file) if file else [FileJob(job={}, sending={}, file="", folder=Path())]
     if follow and len(told) > 1:
@@ -156,7 +158,13 @@ def submit(
         if follow:
             from .logs import print_log
 
-            print_log(client, ids[0], follow=True)
+            with waiting.going_on(ids):
+                try:
+                    print_log(client, ids[0], follow=True, awaited=True)
+                except (
+                    NotFound
+                ) as error:  # it ended before it ran, or its log is gone: how it ended is said all the same
+                    click.echo(str(error), err=True)
         return waiting.wait_and_say(client, ids, timeout_s=None, as_json=as_json, quiet=follow)
 
 
@@ -195,8 +203,8 @@ class _Send:
                     raise InvalidJob(f"inputs.{path}", f"@{file}", "there is no such file; correct the path")
         except InvalidJob as error:
             raise self.told.explained(error) if self.told.file else error from None
-        except NotFound as error:
-            raise (NotFound(f"{self.told.at('queue')}: {error}") if self.told.file else error) from None
+        except NotFound as error:  # an unknown queue is asked wrongly
+            raise InvalidConfig(f"{self.told.at('queue')}: {error}" if self.told.file else str(error)) from None
 
     def shown(self) -> dict[str, Any]:
         """What would be sent."""

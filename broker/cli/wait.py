@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import NotEnded
+from ..errors import BrokerUnavailable, NotEnded
 from . import progress
 from .complete import job_ids
 from .doors import Doors, examples, json_option, print_json, yard_options
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from ..client import Client
     from ..record import Record
 
+_MOST_NAMED = 8
 EXIT_FAILED, EXIT_LATE, EXIT_CANCELLED = 1, 124, 130
 
 
@@ -39,7 +41,34 @@ def wait(doors: Doors, ids: Sequence[str], timeout_s: float | None, quiet: bool,
     code, or with 0 (an output is missing), counts as 1, a cancelled or expired one as 130. 124: not in time.
     """
     with doors.client() as client:
+        try:
+            ids = [client.whole_id(i) for i in ids]
+            if not quiet:
+                say_unknown(client, ids)
+        except BrokerUnavailable as error:  # for a while, that is waited out too
+            if doors.explained(error) is not error:
+                raise
         return wait_and_say(client, ids, timeout_s=timeout_s, as_json=as_json, quiet=quiet)
+
+
+def say_unknown(client: Client, ids: Sequence[str]) -> None:
+    """Which are waited for although they may never come."""
+    known = client.records(ids)
+    for job_id in ids:
+        if job_id not in known:
+            click.echo(f"{job_id} is not known to the yard yet; it is waited for", err=True)
+
+
+@contextmanager
+def going_on(ids: Sequence[str]) -> Iterator[None]:
+    """Says at Ctrl-C that it has ended the wait, and not the jobs."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        who = "the job goes on" if len(ids) == 1 else f"the {len(ids)} jobs go on"
+        named = " ".join(ids[:_MOST_NAMED]) + (" …" if len(ids) > _MOST_NAMED else "")
+        click.echo(f"\n{who}; `batchyard wait {named}` waits again", err=True)
+        raise
 
 
 def wait_and_say(client: Client, ids: Sequence[str], *, timeout_s: float | None, as_json: bool, quiet: bool) -> int:
@@ -50,7 +79,7 @@ def wait_and_say(client: Client, ids: Sequence[str], *, timeout_s: float | None,
             click.echo(one_line(record), err=True)
 
     try:
-        with progress.jobs(len(ids), shown=progress.wanted(as_json=as_json, quiet=quiet)) as hear:
+        with going_on(ids), progress.jobs(len(ids), shown=progress.wanted(as_json=as_json, quiet=quiet)) as hear:
             records = client.wait(ids, timeout_s=timeout_s, on_change=hear or (None if quiet else say))
     except NotEnded as error:
         click.echo(f"error: {error}", err=True)

@@ -21,7 +21,7 @@ def why(doors: Doors, job_id: str, as_json: bool) -> int:
     Exits with 1 for a job that nobody knows.
     """
     with doors.client() as client:
-        reasons = client.why(job_id)
+        reasons = client.why(client.whole_id(job_id))
     if as_json:
         print_json({"id": job_id, "reasons": [reason.as_json() for reason in reasons]})
     else:

@@ -120,3 +120,12 @@ def test_all_goes_on_without_the_near_store(yard: TestYard, blobs: BlobStore) ->
     finally:
         shutil.move(yard.directory / "gone", near)
     yard.healthy()
+
+
+def test_a_node_that_ends_in_order_leaves_no_copy_in_memory(yard: TestYard) -> None:
+    in_memory = memory.folder_of(yard.state_of("a"))
+    assert any((in_memory / "file").iterdir())
+    assert yard.nodes["a"].end() == 0
+    assert not in_memory.exists()
+    yard.start_node("a")
+    yard.healthy()

@@ -25,6 +25,8 @@ from batchyard.broker.record import Attempt, Claimed
 from batchyard.broker.seal import KeyRing
 from batchyard.broker.state import State
 from batchyard.broker.store import Free, Yard
+from batchyard.cache.disk import DirectoryStore
+from batchyard.cache.place import store_at
 from yardtest.wait import until
 
 JOB = {"image": "busybox", "command": ["true"], "vcpus": 0.5, "memory_mib": 64}
@@ -65,7 +67,9 @@ def ground(fresh_redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("BATCHYARD_STATE", str(tmp_path))
     url, keys = fresh_redis_url, tmp_path / "keys.json"
+    DirectoryStore(tmp_path / "store")
     Endpoints(broker_url=url, result_backend=url, key_file=str(keys), store=str(tmp_path / "store")).save(tmp_path)
+    store_at(str(tmp_path / "store"), create=True)  # as the yard's first start does
     with (tmp_path / "controller.log").open("w") as log:
         process = subprocess.Popen([*COMMAND, "controller"], stdout=subprocess.PIPE, stderr=log, text=True)
     assert process.stdout is not None
@@ -319,7 +323,11 @@ def test_why_knows_delayed_cancelled_ended_and_unknown_jobs(ground: Ground, batc
     code, out, _ = batchyard("why", "nosuch")
     assert code == 1
     assert out.startswith("no such job")
-    batchyard("cancel", "nosuch", "--reason", "never")
+    code, out, err = batchyard("cancel", "nosuch")
+    assert (code, out) == (1, "")
+    assert 'no job "nosuch" is known' in err
+    assert [r["code"] for r in reasons(batchyard, "nosuch")] == ["unknown"]
+    assert batchyard("cancel", "nosuch", "--ahead", "--reason", "never")[0] == 0
     assert [r["code"] for r in reasons(batchyard, "nosuch")] == ["cancel_stored"]
 
 
@@ -420,7 +428,6 @@ def test_a_shell_completes_queues_and_job_ids(ground: Ground, batchyard: Any) ->
 
 def test_the_doctor_finds_a_sound_yard_sound_and_a_broken_one_broken(ground: Ground, batchyard: Any) -> None:
     only = [word for name in ("redis", "clock", "store", "keys", "scratch") for word in ("--only", name)]
-    batchyard("put", __file__)  # makes the store
     code, out, err = batchyard("doctor", "--json", *only)
     found = {one["name"]: one["status"] for one in json.loads(out)}
     assert code == 0, (out, err)

@@ -210,6 +210,9 @@ def test_a_job_that_fills_the_nodes_disk_harms_itself_only(yard: TestYard, small
 
 @root_only
 def test_outputs_that_the_store_has_no_room_for_fail_the_job(yard: TestYard, small_disk: Path) -> None:
+    known = yard.store.store_id()
+    assert known
+    yard.store.forget_store()
     yard.start_node("tiny", store=small_disk / "store", queues="tiny")
     try:
         result = yard.shell("head -c 20000000 /dev/urandom >/work/x", queue="tiny", outputs={"o": "/work/x"})
@@ -218,6 +221,7 @@ def test_outputs_that_the_store_has_no_room_for_fail_the_job(yard: TestYard, sma
         assert yard.shell("echo a >/work/x", queue="tiny", outputs={"o": "/work/x"}).get(timeout=30)["outputs"]["o"]
     finally:
         yard.forget_node("tiny")
+        yard.store.keep_store_id(known, replace=True)
 
 
 # -- Redis away

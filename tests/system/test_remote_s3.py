@@ -18,6 +18,7 @@ from batchyard.broker.errors import InputError, OutputError, StoreUnavailable
 from batchyard.broker.job import Job
 from batchyard.broker.record import Claimed
 from batchyard.broker.seal import KeyRing
+from batchyard.cache.access import S3Access
 from batchyard.cache.copies import LocalCopies
 from batchyard.cache.deliver import AttemptMark
 from batchyard.cache.digest import digest_of
@@ -92,6 +93,24 @@ def wanted(place: Place, key: str, **more: Any) -> Wanted:
 
 
 # -- inputs
+def test_it_is_told_what_is_fetched(place: Place, inputs: RemoteInputs) -> None:
+    place.put_at("k", DATA)
+    told: list[str] = []
+    inputs.stage(wanted(place, "k"), "a", say=told.append)
+    assert told == [f"fetches s3://{place.name}/k"]
+
+
+def test_who_names_no_endpoint_is_told_that_it_is_amazon() -> None:
+    for endpoint in (None, "https://127.0.0.1:1"):
+        bucket = Bucket(S3Access(source="nowhere", endpoint_url=endpoint), "bucket", who="us", refused=InputError)
+        bucket._calls.client = S3Access(source="nowhere", endpoint_url="https://127.0.0.1:1").client()
+        bucket._calls.pause = lambda seconds: None
+        with pytest.raises(StoreUnavailable, match="does not answer") as caught, bucket.get("k"):
+            pass
+        assert "Connection(" not in str(caught.value)
+        assert ("name `credentials` with endpoint_url" in str(caught.value)) == (endpoint is None)
+
+
 def test_an_object_moves_once_until_it_changes(place: Place, inputs: RemoteInputs) -> None:
     key = "dir/with blank+ü%20.bin"
     place.put_at(key, DATA)

@@ -57,6 +57,7 @@ class at_store:
         self._yard, self._spec, self._names = yard, server.spec(BUCKET), names
 
     def __enter__(self) -> None:
+        self._yard.store.forget_store()  # each of these stores is the yard's for a while
         for name in self._names:
             self._yard.start_node(name, store=self._spec, vcpus=2, wait=False)
         self._yard.wait_ready(*self._names)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from celery import Celery
 from batchyard.broker.client import Client
 from batchyard.broker.endpoints import Endpoints
 from batchyard.broker.state import State
+from batchyard.worker import memory
 from yardtest.up import COMMAND, Up, processes
 from yardtest.wait import until
 
@@ -78,6 +80,7 @@ def test_a_yard_comes_up_runs_jobs_and_stops(up: Up, image: str) -> None:
     assert gone(pids)
     assert "Traceback" not in up.said()
     assert Endpoints.load(up.state).pid is None
+    assert not memory.folder_of(up.state / "node").exists()
 
 
 def test_secrets_are_in_no_command_line_and_files_are_their_owners(up: Up) -> None:
@@ -200,6 +203,38 @@ def test_terminate_in_flower_stops_a_running_job(up: Up, image: str) -> None:
         assert datetime.fromisoformat(told.split()[0][:26] + "+00:00").timestamp() - asked < 2
 
 
+def test_without_an_engine_nothing_is_started(up: Up, tmp_path: Path) -> None:
+    environ = {**os.environ, "DOCKER_HOST": f"unix://{tmp_path}/none"}
+    ran = subprocess.run(
+        [*COMMAND, "up", "--state", str(up.state)], capture_output=True, text=True, check=False, env=environ
+    )
+    assert ran.returncode == 1
+    assert "start Docker, let this user talk to it, or correct DOCKER_HOST" in ran.stderr
+    assert not (up.state / "redis").exists()
+
+
+def test_a_second_node_finds_the_yard_of_this_machine_and_a_lost_store_is_not_made_anew(up: Up, tmp_path: Path) -> None:
+    ends = up.start()
+    environ = {**os.environ, "BATCHYARD_STATE": str(up.state)}
+    words = ["worker", "--name", "two", "--state", str(tmp_path / "two"), "--vcpus", "1", "--copies-memory-mib", "0"]
+    with (tmp_path / "two.log").open("w") as log:
+        node = subprocess.Popen([*COMMAND, *words], env=environ, stdout=log, stderr=log)
+    with Client.connect(up.state) as client:
+        until(lambda: "two" in {n.name for n in client.nodes()}, "it is there", timeout_s=30)
+    node.terminate()
+    assert node.wait(30) == 0
+    up.stop()
+
+    assert ends.store is not None
+    shutil.rmtree(ends.store)
+    ran = subprocess.run([*COMMAND, "up", "--state", str(up.state)], capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert "this is not the yard's store" in ran.stderr
+    assert "--new-store" in ran.stderr
+    assert not Path(ends.store).exists()
+    up.start("--new-store")
+
+
 def test_what_cannot_start_says_why_and_leaves_nothing(up: Up, tmp_path: Path) -> None:
     bad = tmp_path / "bad.yaml"
     bad.write_text("queues: {q: {environments: [f]}}\nenvironments: {e: {vcpus: 1, memory_mib: 900}}\n")
@@ -221,6 +256,7 @@ def test_a_configuration_names_the_queues_and_is_remembered(up: Up, image: str, 
     up.start("--config", str(config))
     up.stop()
     up.start()
+    assert "queues as configured before (only); --config FILE changes them" in up.said()
     with Client.connect(up.state) as client:
         assert [q.name for q in client.queues()] == ["only"]
         (record,) = client.wait([client.submit(job(image, "true"), queue="only")], timeout_s=60)

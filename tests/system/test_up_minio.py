@@ -105,6 +105,11 @@ def test_files_go_through_minio_to_a_job_and_back_and_the_next_up_goes_on(
     assert (second.store, second.broker_url) == (first.store, first.broker_url)
     up.run("get", out, str(tmp_path / "again"))
     assert (tmp_path / "again").read_text() == "SOME BYTES\n"
+    up.stop()
+
+    third = up.start("--no-minio")
+    assert third.store == str(up.state / "store")
+    assert "blobs kept until now stay in the MinIO" in up.said()
 
 
 def test_minio_is_for_this_machine_and_its_keys_are_its_owners(up: UpWithMinio) -> None:
@@ -124,7 +129,7 @@ def test_minio_is_for_this_machine_and_its_keys_are_its_owners(up: UpWithMinio) 
     port = urlsplit(access.endpoint_url or "").port
     assert listening(up.minio()) <= {("127.0.0.1", port), ("::1", port)}
     # the yard's keys open one bucket and make no other; without the authority nothing is sent
-    assert list(S3Store(access, "batchyard").names()) == []
+    assert len(list(S3Store(access, "batchyard").names())) == 1  # its id
     with pytest.raises(StoreUnavailable, match=r"refuses us .AccessDenied"):
         S3Store(access, "other", create=True)
     with pytest.raises(StoreUnavailable, match="ca_bundle"):

@@ -164,7 +164,7 @@ def test_a_job_waits_for_room_that_others_inputs_take_and_says_what_moved(tools:
     end = join()
     assert end.outcome.fate is Fate.SUCCEEDED
     assert end.log is not None
-    assert b"1 inputs staged: 400.0 kB fetched, 0 of 1 already here" in tools.blobs.read_bytes(end.log.digest, 10_000)
+    assert b"1 input staged: 400.0 kB fetched, 0 of 1 already here" in tools.blobs.read_bytes(end.log.digest, 10_000)
     assert not copies.is_pinned(small.digest)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from batchyard.broker.cli.progress import content_bytes, counted
 from batchyard.broker.seal import KeyRing
+from batchyard.cache.disk import DirectoryStore
 from batchyard.cache.door import open_store
 
 COMMAND = (sys.executable, "-P", "-m", "batchyard.broker.cli")
@@ -47,6 +48,7 @@ def _read(fd: int) -> bytes:
 def yard(folder: Path) -> list[str]:
     """A store and keys; the Redis is never asked."""
     KeyRing.create(folder / "keys")
+    DirectoryStore(folder / "store")
     named = {"--broker": "redis://127.0.0.1:1/0", "--key-file": str(folder / "keys"), "--store": str(folder / "store")}
     return [word for pair in named.items() for word in pair]
 

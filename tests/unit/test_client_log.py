@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from batchyard.broker.blobs import Lines, OnBytes
-from batchyard.broker.errors import BrokerUnavailable, InvalidConfig, NotFound
+from batchyard.broker.errors import BlobMissing, BrokerUnavailable, InvalidConfig, NotFound
 from batchyard.broker.joblog import JobLog, text_of
 from batchyard.broker.record import Record, from_hash
 from batchyard.broker.store import Yard
@@ -112,6 +112,33 @@ def test_without_a_store_the_live_tail_of_an_ended_job_is_read_or_the_store_is_a
 def test_a_job_without_a_log_says_why_it_has_none() -> None:
     with pytest.raises(NotFound, match='job "j1" has no log: why'):
         read(Tail("FAILED", log=""), Blobs())
+
+
+def test_a_log_that_the_store_does_not_have_is_said_to_be_missing_there() -> None:
+    class Empty(Blobs):
+        @contextmanager
+        def open(self, digest: str) -> Iterator[Lines]:
+            raise BlobMissing(f"blob {digest} is not in the store; put it first")
+            yield io.BytesIO()
+
+    with pytest.raises(NotFound, match=r'the log of job "j1" \(sha256:log\) is not in this store; give the --store'):
+        read(Tail("FAILED"), Empty())
+
+
+def test_a_job_that_was_just_sent_is_waited_for_and_an_unknown_one_is_not() -> None:
+    class Late(Tail):
+        looks = 0
+
+        def record(self, job_id: str) -> Record:
+            self.looks += 1
+            if self.looks < 3:
+                raise NotFound("no job")
+            return super().record(job_id)
+
+    with pytest.raises(NotFound, match="no job"):
+        read(Late("RUNNING", [ONE]))
+    late = Late("RUNNING", [ONE], "SUCCEEDED")
+    assert list(JobLog(cast(Yard, late), None, "j1").lines(follow=True, awaited=True)) == [ONE]
 
 
 def test_a_line_is_time_stream_and_text() -> None:

@@ -173,7 +173,7 @@ def test_packages_that_were_downloaded_are_not_asked_for_again(tmp_path: Path, m
     ("line", "staged"),
     [
         ("3 inputs staged: 12.3 MB fetched, 1 of 3 already here", (2, 12.3e6, 1)),
-        ("1 inputs staged: 0 bytes fetched, 1 of 1 already here", (0, 0, 1)),
+        ("1 input staged: 0 bytes fetched, 1 of 1 already here", (0, 0, 1)),
         ("56 inputs staged: 1,023 bytes fetched, 0 of 56 already here", (56, 1023, 0)),
         ("pulling image x", (0, 0, 0)),
     ],

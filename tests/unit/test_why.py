@@ -44,7 +44,7 @@ def test_a_job_that_fits_now_waits_for_its_turn() -> None:
     assert codes(found) == ["place", "has_room"]
     assert found[0].text == '2 jobs of 7 stand before it in queue "cpu"'
     assert found[0].as_json() == {"code": "place", "text": found[0].text, "ahead": 2, "waiting": 7, "queue": "cpu"}
-    assert explain(facts(place=(0, 1), nodes=(node(),)))[0].text == 'it is the first of 1 job in queue "cpu"'
+    assert explain(facts(place=(0, 1), nodes=(node(),)))[0].text == 'it is the only job in queue "cpu"'
 
 
 def test_a_full_node_says_what_it_lacks_now_and_of_how_much() -> None:

@@ -1,0 +1,38 @@
+"""A durable store's id: what tells the store of a yard from an empty one, and from another's.
+
+One small sealed object, under a name that only the yard's keys give. Whoever opens a yard's store first makes it.
+"""
+
+from __future__ import annotations
+
+import io
+import secrets
+
+from batchyard.broker.errors import IntegrityError, NotFound
+from batchyard.broker.seal import KeyRing
+
+from .store import Store
+
+_ABOUT = "id of the store"
+_MOST_BYTES = 4096
+
+
+def store_id(store: Store, ring: KeyRing, *, make: bool = False) -> str | None:
+    """The id; make: give it one if it has none. None: it has none. IntegrityError: what is there does not open."""
+    name = ring.name(_ABOUT)
+    if store.stat(name) is None:
+        if not make:
+            return None
+        sealed = ring.seal(secrets.token_hex(16).encode(), _ABOUT.encode())
+        store.put_if_absent(name, io.BytesIO(sealed), len(sealed))  # what counts is what is read then
+    try:
+        with store.get(name) as reader:
+            found, size = bytearray(_MOST_BYTES), 0
+            while count := reader.readinto(memoryview(found)[size:]):
+                size += count
+    except NotFound:
+        return None
+    try:
+        return ring.open(bytes(found[:size]), _ABOUT.encode()).decode()
+    except UnicodeDecodeError:
+        raise IntegrityError("the id of the store is no text") from None
