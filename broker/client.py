@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import json
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -57,13 +58,16 @@ class QueueView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeView:
-    """A node by its heartbeats. seen: epoch seconds; queues: empty for all; about: all that it says of itself."""
+    """A node by its heartbeats. seen: epoch seconds; queues: empty for all; cache: figures of its copies and stores,
+    bytes and counts since its start; about: all else that it says of itself.
+    """
 
     name: str
     up: bool
     seen: float
     jobs: int
     queues: tuple[str, ...]
+    cache: dict[str, int]
     about: dict[str, str]
 
     def as_json(self) -> dict[str, Any]:
@@ -335,12 +339,13 @@ def _as_sent(given: Job | Mapping[str, Any], checked: Job) -> dict[str, Any]:
 
 def _node(name: str, about: dict[str, str], alive_since_s: float) -> NodeView:
     seen = float(about["seen"])
-    rest = {k: v for k, v in about.items() if k not in {"seen", "jobs"}}
+    rest = {k: v for k, v in about.items() if k not in {"seen", "jobs", "cache"}}
     return NodeView(
         name=name,
         up=seen >= alive_since_s,
         seen=seen,
         jobs=int(about.get("jobs") or 0),
         queues=tuple(q for q in (about.get("queues") or "").split(",") if q),
+        cache=json.loads(about.get("cache") or "{}"),
         about=rest,
     )

@@ -13,16 +13,20 @@ The names are those of the AWS CLI (https://docs.aws.amazon.com/cli/latest/userg
 from __future__ import annotations
 
 import configparser
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import certifi
 import urllib3
-from minio import Minio
 
 from batchyard.broker.errors import InvalidConfig
+
+if TYPE_CHECKING:
+    from minio import Minio
 
 DEFAULT_REGION = "us-east-1"
 _CONNECT_S, _READ_S = 5.0, 30.0
@@ -99,10 +103,13 @@ class S3Access:
             ca_bundle=bundle,
         )
 
-    def pool(self) -> urllib3.PoolManager:
-        """Connections that trust this access's authority. Nothing is repeated here: bodies can be sent only once."""
+    def pool(self, *, context: ssl.SSLContext | None = None) -> urllib3.PoolManager:
+        """Connections that trust this access's authority, by the context if one is given. Nothing is repeated here:
+        bodies can be sent only once.
+        """
+        trust: dict[str, Any] = {"ca_certs": self.authorities} if context is None else {"ssl_context": context}
         return urllib3.PoolManager(
-            ca_certs=self.ca_bundle or certifi.where(),
+            **trust,
             cert_reqs="CERT_REQUIRED",
             maxsize=_MOST_CONNECTIONS,
             timeout=urllib3.Timeout(connect=_CONNECT_S, read=_READ_S),
@@ -110,8 +117,15 @@ class S3Access:
             blocksize=1 << 16,
         )
 
+    @property
+    def authorities(self) -> str:
+        """The file of those that are trusted."""
+        return self.ca_bundle or certifi.where()
+
     def client(self, pool: urllib3.PoolManager | None = None) -> Minio:
         """The region is always said, else the SDK asks the server for each bucket's."""
+        from minio import Minio  # takes a while, and most processes reach no S3
+
         endpoint = self.endpoint_url or f"https://s3.{self.region}.amazonaws.com"
         parts = urlsplit(endpoint)
         return Minio(

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from batchyard.broker.errors import OutputError, StoreUnavailable
 from batchyard.broker.uri import MOST_KEY_BYTES, S3Uri
@@ -24,8 +24,11 @@ from batchyard.broker.uri import MOST_KEY_BYTES, S3Uri
 from .beneath import looked_at, reading
 from .digest import Blob, Digest
 from .manifest import MOST_BYTES, MOST_ENTRIES, File, Symlink, decode
-from .remote_bucket import OWN_FOLDER, Bucket
+from .remote_object import OWN_FOLDER
 from .sealed import BlobStore
+
+if TYPE_CHECKING:
+    from .remote_bucket import Bucket
 
 AT_ONCE = 4
 _BYTES = "application/octet-stream"

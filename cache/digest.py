@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from batchyard.broker.errors import InputError
-from batchyard.broker.seal import Readable
+from batchyard.broker.seal import CHUNK_BYTES, Readable, read_full
 
 Digest: TypeAlias = str
 """`sha256:<64 lower-case hex digits>`. What comes from outside goes through `parse_digest` first."""
@@ -17,7 +17,6 @@ Digest: TypeAlias = str
 Kind: TypeAlias = Literal["file", "tree"]
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-_BUFFER_BYTES = 1 << 20
 
 
 def parse_digest(text: object) -> Digest:
@@ -64,12 +63,12 @@ def copy_hashed(
 ) -> tuple[Digest, int]:
     """Read to the end, or to `limit` bytes, giving each piece to `sink`; digest and size of what was read.
 
-    A piece is valid during the call of `sink` only.
+    A piece is valid during the call of `sink` only; all but the last have CHUNK_BYTES, or there is but one.
     """
     seen, size = hashlib.sha256(), 0
-    view = memoryview(bytearray(_BUFFER_BYTES if limit is None else max(1, min(limit, _BUFFER_BYTES))))
+    view = memoryview(bytearray(CHUNK_BYTES if limit is None else max(1, min(limit, CHUNK_BYTES))))
     while limit is None or size < limit:
-        count = reader.readinto(view if limit is None else view[: limit - size])
+        count = read_full(reader, view if limit is None else view[: limit - size])
         if not count:
             break
         seen.update(view[:count])

@@ -33,10 +33,15 @@ def _bucket(spec: str, create: bool, sweep_after_s: float) -> Store:
     from .access import S3Access  # the SDK takes a while to import, and a folder needs none
     from .s3 import S3Store
 
-    parts = urlsplit(spec)
+    wrong = InvalidConfig("a store is s3://BUCKET[/PREFIX]?credentials=FILE; keys and endpoint stand in FILE")
+    try:
+        parts = urlsplit(spec)
+        has_more = parts.username or parts.password or parts.port or parts.fragment
+    except ValueError:  # a port that is no number, a bracket
+        raise wrong from None
+    if not parts.hostname or has_more:
+        raise wrong
     options = dict(parse_qsl(parts.query))
-    if parts.username or parts.password or parts.port or not parts.hostname or parts.fragment:
-        raise InvalidConfig("a store is s3://BUCKET[/PREFIX]?credentials=FILE; keys and endpoint stand in FILE")
     if unknown := options.keys() - _OPTIONS:
         raise InvalidConfig(f'store option "{min(unknown)}" is not known; there are {", ".join(sorted(_OPTIONS))}')
     if "credentials" in options:

@@ -13,21 +13,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from batchyard.broker.errors import InputError, StoreUnavailable
 from batchyard.broker.uri import S3Uri, parse_s3, shown
 
 from .access import S3Access
+from .buckets import Buckets
 from .copies import LocalCopies
 from .digest import Digest, Kind
 from .manifest import MOST_ENTRIES
 from .newfile import new_file
 from .remote_body import Body, Stopped, check_room
-from .remote_bucket import Bucket, Buckets, Changed
 from .remote_known import Known, KnownRemotes, name_of
+from .remote_object import Changed
 from .remote_tree import fetch, plan
 from .remote_web import Web, resource_of
 from .shelf import charge
+
+if TYPE_CHECKING:
+    from .remote_bucket import Bucket
 
 DEFAULT_MOST_BYTES = 100 << 30
 _TRIES = 3

@@ -5,11 +5,8 @@ Nothing of the node's own access is used, and no redirect is followed: where key
 
 from __future__ import annotations
 
-import re
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import BinaryIO
 
 from minio.commonconfig import ComposeSource, CopySource
@@ -21,11 +18,9 @@ from batchyard.broker.uri import S3Uri
 
 from .access import S3Access
 from .remote_body import Body
+from .remote_object import Changed, Found
 from .s3call import Calls, code_of
 
-OWN_FOLDER = ".batchyard"
-"""Where outputs wait until they may have their names; what waits is no part of any directory."""
-_WAITING = re.compile(rf"(?:^|/){re.escape(OWN_FOLDER)}/[^/]+/[0-9a-f]{{32}}/[^/]+/[0-9]+/[0-9]+")
 COPY_BYTES = 512 << 20
 _PART_BYTES = 8 << 20
 _MOST_PARTS = 9000
@@ -33,24 +28,6 @@ _FULL = {"XMinioStorageFull", "QuotaExceeded", "InsufficientStorage", "XMinioAdm
 _ELSEWHERE = {"PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed", "301", "307"}
 _ABSENT = {"NoSuchKey", "NoSuchBucket", "404"}
 _LATER = {"SlowDown", "SlowDownRead", "SlowDownWrite", "InternalError", "ServiceUnavailable", "RequestTimeout"}
-
-
-def is_waiting(key: str) -> bool:
-    """Whether a key is that of an output that has not got its name yet (`deliver.AttemptMark`)."""
-    return _WAITING.search(key) is not None
-
-
-class Changed(Exception):
-    """The object is not the one that was listed any more."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """An object of a listing. size in bytes; etag without quotes."""
-
-    key: str
-    size: int
-    etag: str
 
 
 class Bucket:
@@ -153,21 +130,3 @@ class Bucket:
         if code in _ABSENT:
             return self._refused(f"{where} is not there ({code}); correct bucket and key")
         return self._refused(f"{where} is refused to {self._who} ({code}); correct the keys, or what they may do")
-
-
-class Buckets:
-    """Buckets in use, by access: connections are kept as long as somebody uses the same one again."""
-
-    def __init__(self, refused: type[Permanent], most: int = 32) -> None:
-        self._refused, self._most = refused, most
-        self._lock = threading.Lock()
-        self._open: dict[tuple[S3Access, str, str], Bucket] = {}
-
-    def get(self, access: S3Access, bucket: str, who: str) -> Bucket:
-        with self._lock:
-            key = (access, bucket, who)
-            made = self._open.pop(key, None) or Bucket(access, bucket, who=who, refused=self._refused)
-            self._open[key] = made
-            while len(self._open) > self._most:
-                del self._open[next(iter(self._open))]
-            return made

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from batchyard.broker.errors import InputError
 from batchyard.broker.uri import S3Uri
@@ -21,8 +22,11 @@ from .digest import Digest, digest_of
 from .manifest import BadEntry, Directory, Entry, File, encode
 from .newfile import local_disk, new_file
 from .remote_body import Stopped
-from .remote_bucket import Bucket, Found, is_waiting
+from .remote_object import Found, is_waiting
 from .shelf import charge
+
+if TYPE_CHECKING:
+    from .remote_bucket import Bucket
 
 AT_ONCE = 8
 _NO_DIGEST = "sha256:" + "0" * 64

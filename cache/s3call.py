@@ -5,10 +5,8 @@ Presigned, because the SDK's own calls neither send `If-None-Match` on a PUT nor
 
 from __future__ import annotations
 
-import errno
 import random
 import re
-import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,12 +16,11 @@ from typing import Any
 
 import urllib3
 from minio.error import MinioException, S3Error
-from urllib3.connection import HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from batchyard.broker.errors import BatchyardError, DiskFull, InvalidConfig, NotFound, StoreUnavailable
 
 from .access import S3Access
+from .bulktls import BulkContext
 
 _VALID_FOR = timedelta(minutes=15)  # as long as S3 lets a signature be used
 _PAUSES_S = (0.1, 0.3, 0.9)
@@ -36,22 +33,6 @@ _CODE = re.compile(rb"<Code>([A-Za-z0-9]{1,64})</Code>")
 
 Body = bytes | memoryview | Iterable[memoryview] | None
 """What can be sent again: an iterable starts from its first byte each time."""
-
-
-class _Connection(HTTPSConnection):
-    """A server may answer before it has read all (no space, there already) and close. Over TLS that shows as an error
-    of sending which urllib3 does not know; as the one that it knows, it goes on to read the answer.
-    """
-
-    def send(self, data: object) -> None:
-        try:
-            super().send(data)  # type: ignore[arg-type]
-        except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
-            raise BrokenPipeError(errno.EPIPE, "the server has closed the connection") from error
-
-
-class _Pool(HTTPSConnectionPool):
-    ConnectionCls: Any = _Connection
 
 
 @dataclass(slots=True, kw_only=True)
@@ -78,8 +59,7 @@ class Calls:
 
     def __init__(self, access: S3Access, bucket: str, *, pause: Callable[[float], None] = time.sleep) -> None:
         self._access, self.bucket, self.pause = access, bucket, pause
-        self._pool = access.pool()
-        self._pool.pool_classes_by_scheme = {"http": HTTPConnectionPool, "https": _Pool}
+        self._pool = access.pool(context=BulkContext.trusting(access.authorities))
         self.client = access.client(self._pool)
         try:
             self.client.get_presigned_url("HEAD", bucket, "any")

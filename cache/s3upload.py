@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 from minio.error import S3Error
 
 from batchyard.broker.errors import BatchyardError, IntegrityError, StoreUnavailable
-from batchyard.broker.seal import Readable
+from batchyard.broker.seal import CHUNK_BYTES, Readable
 
 from .s3call import Answer, Calls, code_of
 from .store import is_name
@@ -26,7 +26,7 @@ ONE_PUT_BYTES = 8 << 20
 PART_BYTES = 32 << 20
 SWEEP_AFTER_S = 24 * 3600.0
 _MOST_PARTS = 10_000  # https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
-_PIECE_BYTES = 1 << 20
+_PIECE_BYTES = CHUNK_BYTES + (1 << 12)  # room for a sealed chunk and its tag
 _ABORTS, _ABORT_PAUSE_S = 4, 0.05
 _IF_ABSENT = {"If-None-Match": "*"}
 _BYTES = {"Content-Type": "application/octet-stream"}
@@ -47,13 +47,13 @@ class _Source:
         self.name, self.size = name, size
         self._source, self._given = source, 0
 
-    def fill(self, view: memoryview) -> None:
-        while len(view):
-            count = self._read(view)
-            if not count:
-                raise _SourceFailed(self._wrong_size(f"{self._given} bytes"))
-            self._given += count
-            view = view[count:]
+    def some(self, view: memoryview) -> int:
+        """How many bytes are now in `view`: more than none."""
+        count = self._read(view)
+        if not count:
+            raise _SourceFailed(self._wrong_size(f"{self._given} bytes"))
+        self._given += count
+        return count
 
     def end(self) -> None:
         """Raises unless there are no more bytes."""
@@ -77,12 +77,12 @@ class _Part:
         self._source, self._room, self._have = source, room, 0
 
     def __iter__(self) -> Iterator[memoryview]:
-        for start in range(0, len(self._room), _PIECE_BYTES):
-            piece = self._room[start : start + _PIECE_BYTES]
-            if start >= self._have:
-                self._source.fill(piece)
-                self._have = start + len(piece)
-            yield piece
+        if self._have:
+            yield self._room[: self._have]
+        while self._have < len(self._room):
+            start = self._have
+            self._have += self._source.some(self._room[start : start + _PIECE_BYTES])
+            yield self._room[start : self._have]
 
 
 class Uploads:
@@ -101,7 +101,8 @@ class Uploads:
 
     def _one_put(self, key: str, source: _Source, size: int) -> bool:
         data = bytearray(size)
-        source.fill(memoryview(data))
+        for _ in _Part(source, memoryview(data)):
+            pass
         source.end()
         md5 = hashlib.md5(data, usedforsecurity=False)
         # versitygw 1.8 keeps what it has when the connection ends early, unless it can compare

@@ -25,7 +25,7 @@ from batchyard.broker.errors import (
     NotFound,
     StoreUnavailable,
 )
-from batchyard.broker.seal import KeyRing, Opening, Readable, SealUnknown
+from batchyard.broker.seal import KeyRing, Opening, Readable, SealUnknown, Witness
 
 from .digest import Blob, Digest, Kind, copy_hashed, digest_of, parse_digest
 from .newfile import new_file
@@ -89,13 +89,15 @@ class BlobStore:
         before = os.fstat(fd)
         with io.FileIO(fd, closefd=False) as file:
             file.seek(0)
-            digest, size = copy_hashed(file, limit=before.st_size + 1)  # 1 more: growing is seen, endless growth ends
+            witness = Witness()
+            # 1 more: growing is seen, endless growth ends
+            digest, size = copy_hashed(file, witness.see, limit=before.st_size + 1)
             after = os.fstat(fd)
             if size != before.st_size or (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
                 raise IntegrityError(f"the bytes of {digest} changed while they were read")
             file.seek(0)
             reader = _Told(file, on_bytes)
-            blob = self._put(reader, digest, size, "file")
+            blob = self._put(reader, digest, size, "file", witness)
             reader.tell(size - reader.told)  # what the store had already was not read
             return blob
 
@@ -103,8 +105,8 @@ class BlobStore:
         """Keep bytes, durable when it returns."""
         return self._put(io.BytesIO(data), digest_of(data), len(data), kind)
 
-    def _put(self, reader: Readable, digest: Digest, size: int, kind: Kind) -> Blob:
-        sealing = self._ring.seal_stream(reader, digest, size)
+    def _put(self, reader: Readable, digest: Digest, size: int, kind: Kind, witness: Witness | None = None) -> Blob:
+        sealing = self._ring.seal_stream(reader, digest, size, witness=witness)
         if self._store.put_if_absent(self._ring.name(digest), sealing, sealing.length):
             self.counters.add(puts=1, sealed_bytes_in=sealing.length)
         else:

@@ -79,7 +79,9 @@ def from_registry(tag: str, packages: Sequence[str]) -> None:
     names = " ".join(packages)
     lines = f"FROM debian:bookworm-slim\nRUN apt-get update && apt-get install -y --no-install-recommends {names}\n"
     made = _docker("build", "-t", tag, "-", stdin=lines.encode(), timeout_s=900)
-    _must(tag, made.returncode, made.stderr)
+    if made.returncode != 0:
+        last = made.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        raise RuntimeError(f"there is no apt here, and no image debian:bookworm-slim to begin with: {' '.join(last)}")
 
 
 def _root(out: tarfile.TarFile, packages: Iterable[Path]) -> None:
@@ -118,8 +120,8 @@ def _merged(name: str) -> str:
 
 def _must(tag: str, code: int, said: bytes) -> None:
     if code != 0:
-        last = [line for line in said.decode(errors="replace").splitlines() if line.strip()][-3:]
-        raise RuntimeError(f"image {tag!r} cannot be made: {' '.join(last) or f'exit code {code}'}")
+        last = said.decode(errors="replace").strip().splitlines()[-1:] or [f"exit code {code}"]
+        raise RuntimeError(f"image {tag!r} cannot be made: {last[0]}")
 
 
 def busybox(tag: str) -> None:

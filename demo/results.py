@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,7 +129,7 @@ def film(files: Sequence[Path], folder: Path) -> Canvas:
         path.unlink(missing_ok=True)
         client.get(outputs["film"]["digest"], path)
         screen.say(f"  {len(slides)} photographs → h264, 960x540 → {SEGMENTS} segments → {what}")
-        screen.say(f"[dim]  in {path}[/]")
+        screen.say(f"[dim]  in {os.path.relpath(path)}[/]")
 
     return Canvas(
         title="film",

@@ -72,6 +72,7 @@ def main(svg: Path | None) -> None:
         screen.out.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
+        screen.out.print("all is stopped")
         sys.exit(130)
     screen.say("")
     screen.done("all came out right, and all is stopped", time.monotonic() - began)
@@ -196,16 +197,25 @@ def ids_of(result: Any) -> tuple[str, ...]:
 
 
 def watch(screen: Screen, client: Client, parts: Sequence[Part]) -> list[Record]:
-    """Shows the jobs until all have ended. Raises Failed as soon as one fails."""
+    """Shows the jobs until all have ended. Raises Failed as soon as one fails. If it ends early, so do the jobs."""
+    ids = [job for part in parts for job in part.ids]
+    left = set(ids)
     with screen.board(parts) as hear:
 
         def change(record: Record) -> None:
             hear(record)
+            if record.state.ended:
+                left.discard(record.id)
             if record.state == "FAILED":
                 last = "\n".join(list(client.logs(record.id))[-5:])
                 raise Failed(f"job {record.name} failed: {record.reason}; its log ends:\n{last}")
 
-        return client.wait([job for part in parts for job in part.ids], timeout_s=LIMIT_S, on_change=change)
+        try:
+            return client.wait(ids, timeout_s=LIMIT_S, on_change=change)
+        except BaseException:
+            for job in left:
+                client.cancel(job, "the demo ended early")
+            raise
 
 
 def staged_of(log: Iterable[str]) -> Staged:
@@ -227,7 +237,8 @@ def fail(screen: Screen) -> None:
         if details.get("exit_code") != 3:
             raise Failed(f"the failing job should have ended with exit code 3, but: {error}") from None
         last = str(details["log_tail"]).strip().splitlines()[-1:]
-        screen.say(f"  the producer is told: {escape(details['reason'])}; its log ends: {escape(' '.join(last))}")
+        screen.say(f"  the producer is told: {escape(details['reason'])}")
+        screen.say(f"  and how its log ends: {escape(' '.join(last))}")
     else:
         raise Failed("the failing job did not fail")
 

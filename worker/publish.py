@@ -17,10 +17,10 @@ from pathlib import Path, PurePosixPath
 from batchyard.broker.errors import BatchyardError, OutputError
 from batchyard.broker.job import WORK, Job, Output
 from batchyard.broker.uri import S3Uri, parse_s3
+from batchyard.cache.buckets import Buckets
 from batchyard.cache.deliver import AttemptMark, Delivery
 from batchyard.cache.digest import Blob
 from batchyard.cache.outputs import publish
-from batchyard.cache.remote_bucket import Buckets
 from batchyard.cache.sealed import BlobStore
 
 from .staging import access_of

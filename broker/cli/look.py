@@ -141,12 +141,12 @@ def nodes(doors: Doors, as_json: bool) -> None:
         print_json([n.as_json() for n in found])
         return
     rows = [
-        (n.name, "up" if n.up else "silent", str(n.jobs), ", ".join(n.queues) or "all", _capacity(n),
+        (n.name, "up" if n.up else "silent", str(n.jobs), ", ".join(n.queues) or "all", _capacity(n), _cache(n),
          f"{show.span(now - n.seen)} ago")
         for n in found
     ]  # fmt: skip
     show.print_table(
-        ("NODE", "STATE", "JOBS", "QUEUES", "HAS", "HEARD OF"),
+        ("NODE", "STATE", "JOBS", "QUEUES", "HAS", "CACHE", "HEARD OF"),
         rows,
         empty="no nodes; start one with `batchyard worker`",
     )
@@ -155,3 +155,10 @@ def nodes(doors: Doors, as_json: bool) -> None:
 def _capacity(node: NodeView) -> str:
     units = {"vcpus": "vCPU", "memory_mib": "MiB", "gpus": "GPU", "disk_gib": "GiB disk"}
     return ", ".join(f"{node.about[k]} {unit}" for k, unit in units.items() if node.about.get(k))
+
+
+def _cache(node: NodeView) -> str:
+    held, limit = node.cache.get("held_bytes", 0), node.cache.get("limit_bytes", 0)
+    hits, asked = node.cache.get("hits", 0), node.cache.get("hits", 0) + node.cache.get("misses", 0)
+    found = f", {hits} of {asked} found" if asked else ""
+    return f"{show.size(held)} of {show.size(limit)}{found}" if limit else ""

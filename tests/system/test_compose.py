@@ -28,7 +28,7 @@ from yardtest.wait import until
 pytestmark = pytest.mark.timeout(IMAGES_S + 300)  # the first one may have to make the images
 
 PICTURE = Path(__file__).resolve().parents[2] / "build" / "flower.png"
-WIDTH, HEIGHT = 1900, 700
+WIDTH, HEIGHT = 2100, 700
 BUCKETS = {"minio-durable/yard", "minio-near/node"}
 SECRETS = ("redis.password", "flower_auth", "minio-durable/password", "minio-near/password", "minio-durable/user")
 

@@ -154,11 +154,14 @@ def test_a_job_whose_node_is_killed_goes_on_elsewhere_within_two_leases(
     assert len(counter.lines()) == 2
 
 
-def test_a_restarted_node_goes_on_with_its_container_and_all_of_its_log(yard: TestYard, counter: LineCounter) -> None:
+def test_a_restarted_node_goes_on_with_its_container_and_all_of_its_log(
+    yard: TestYard, counter: LineCounter, five_seconds: float
+) -> None:
     script = f"{SAY}; for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do echo line $i; sleep 0.2; done; exit 3"
     job_id = yard.send_quietly(script, inputs=counter.inputs)
     node = yard.running(job_id).node
     assert node is not None
+    until(lambda: yard.lease_left_s(job_id) > five_seconds / 2 + 0.5, "its lease is one of five seconds")
     yard.kill9(yard.nodes[node])
     yard.start_node(node)
     record = yard.ended(job_id)

@@ -22,53 +22,8 @@ from celery import Celery
 from batchyard.broker.client import Client
 from batchyard.broker.endpoints import Endpoints
 from batchyard.broker.state import State
+from yardtest.up import COMMAND, Up, processes
 from yardtest.wait import until
-
-COMMAND = (sys.executable, "-P", "-m", "batchyard.broker.cli")
-
-
-class Up:
-    """One `batchyard up`, started anew on the same state as often as wanted."""
-
-    def __init__(self, state: Path) -> None:
-        self.state, self._out, self._err = state, state.parent / "up.out", state.parent / "up.err"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self, *words: str) -> Endpoints:
-        with self._out.open("wb") as out, self._err.open("wb") as err:
-            self.process = subprocess.Popen([*COMMAND, "up", "--state", str(self.state), "--grace-s", "1", *words],
-                                            stdout=out, stderr=err, start_new_session=True)  # fmt: skip
-        until(self._ready, "the yard is ready", timeout_s=60)
-        return Endpoints.load(self.state)
-
-    def _ready(self) -> bool:
-        assert self.process is not None
-        assert self.process.poll() is None, self.said()
-        return self._out.read_text().startswith("ready")
-
-    def said(self) -> str:
-        return self._out.read_text() + self._err.read_text()
-
-    def children(self) -> dict[str, int]:
-        """Name → pid of its live processes."""
-        assert self.process is not None
-        found = {}
-        for line in _ps():
-            pid, parent, words = line.split(None, 2)
-            if int(parent) == self.process.pid and "<defunct>" not in words:
-                name = re.search(r"(redis)-server|batchyard\.broker\.cli (\w+)", words)
-                found[(name[1] or name[2]) if name else words] = int(pid)
-        return found
-
-    def stop(self, number: int = signal.SIGINT) -> int:
-        assert self.process is not None
-        self.process.send_signal(number)
-        return self.process.wait(60)
-
-
-def _ps() -> list[str]:
-    ran = subprocess.run(["ps", "-wweo", "pid=,ppid=,args="], capture_output=True, text=True, check=True)
-    return ran.stdout.splitlines()
 
 
 def gone(pids: dict[str, int]) -> bool:
@@ -129,7 +84,7 @@ def test_secrets_are_in_no_command_line_and_files_are_their_owners(up: Up) -> No
     ends = up.start()
     password = (up.state / "redis" / "password").read_text()
     assert password in ends.broker_url
-    assert [line for line in _ps() if password in line] == []
+    assert [line for line in processes() if password in line] == []
     assert up.state.stat().st_mode & 0o077 == 0
     for name in ("endpoints.json", "keys.json", "redis/redis.conf", "redis/password"):
         assert (up.state / name).stat().st_mode & 0o077 == 0, name
@@ -257,7 +212,7 @@ def test_what_cannot_start_says_why_and_leaves_nothing(up: Up, tmp_path: Path) -
         assert reason in ran.stderr
         assert "Traceback" not in ran.stderr
         assert "ready" not in ran.stdout
-        assert [line for line in _ps() if str(up.state) in line] == []
+        assert [line for line in processes() if str(up.state) in line] == []
 
 
 def test_a_configuration_names_the_queues_and_is_remembered(up: Up, image: str, tmp_path: Path) -> None:

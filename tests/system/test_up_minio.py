@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_address
@@ -22,38 +21,18 @@ from batchyard.broker.state import State
 from batchyard.cache.access import S3Access
 from batchyard.cache.s3 import S3Store
 from batchyard.worker.binaries import find
+from yardtest.up import COMMAND, Up, processes
 from yardtest.wait import until
 
-COMMAND = (sys.executable, "-P", "-m", "batchyard.broker.cli")
 
-
-class Up:
-    """`batchyard up` on one state, started as often as wanted."""
-
-    def __init__(self, state: Path) -> None:
-        self.state, self._out, self._err = state, state.parent / "up.out", state.parent / "up.err"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self, *words: str) -> Endpoints:
-        with self._out.open("wb") as out, self._err.open("wb") as err:
-            self.process = subprocess.Popen([*COMMAND, "up", "--state", str(self.state), "--grace-s", "1", *words],
-                                            stdout=out, stderr=err, start_new_session=True)  # fmt: skip
-        until(self._ready, "the yard is ready", timeout_s=60)
-        return Endpoints.load(self.state)
-
-    def _ready(self) -> bool:
-        assert self.process is not None
-        assert self.process.poll() is None, self.said()
-        return self._out.read_text().startswith("ready")
-
-    def said(self) -> str:
-        return self._out.read_text() + self._err.read_text()
+class UpWithMinio(Up):
+    """One `batchyard up` whose blobs are in a MinIO."""
 
     def minio(self) -> int:
         """The pid of its MinIO."""
         assert self.process is not None
         binary, found = str(find("minio")), []
-        for line in _ps():
+        for line in processes():
             pid, parent, words = line.split(None, 2)
             if int(parent) == self.process.pid and words.startswith(binary):
                 found.append(int(pid))
@@ -67,16 +46,6 @@ class Up:
         )
         assert ran.returncode == 0, ran.stderr
         return ran.stdout.strip()
-
-    def stop(self) -> None:
-        if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
-            assert self.process.wait(60) == 0
-
-
-def _ps() -> list[str]:
-    ran = subprocess.run(["ps", "-wweo", "pid=,ppid=,args="], capture_output=True, text=True, check=True)
-    return ran.stdout.splitlines()
 
 
 def listening(pid: int) -> set[tuple[str, int]]:
@@ -102,13 +71,16 @@ def credentials(ends: Endpoints) -> Path:
 
 
 @pytest.fixture
-def up(tmp_path: Path) -> Iterator[Up]:
-    made = Up(tmp_path / "a state & more")  # a path that a URL would take apart
+def up(tmp_path: Path) -> Iterator[UpWithMinio]:
+    made = UpWithMinio(tmp_path / "a state & more")  # a path that a URL would take apart
     yield made
-    made.stop()
+    if made.process is not None and made.process.poll() is None:
+        assert made.stop() == 0
 
 
-def test_files_go_through_minio_to_a_job_and_back_and_the_next_up_goes_on(up: Up, image: str, tmp_path: Path) -> None:
+def test_files_go_through_minio_to_a_job_and_back_and_the_next_up_goes_on(
+    up: UpWithMinio, image: str, tmp_path: Path
+) -> None:
     first = up.start("--minio")
     (tmp_path / "in").write_text("some bytes\n")
     digest = up.run("put", str(tmp_path / "in"))
@@ -135,14 +107,14 @@ def test_files_go_through_minio_to_a_job_and_back_and_the_next_up_goes_on(up: Up
     assert (tmp_path / "again").read_text() == "SOME BYTES\n"
 
 
-def test_minio_is_for_this_machine_and_its_keys_are_its_owners(up: Up) -> None:
+def test_minio_is_for_this_machine_and_its_keys_are_its_owners(up: UpWithMinio) -> None:
     ends = up.start("--minio")
     file = credentials(ends)
     access = S3Access.of_file(file)
     root = json.loads((up.state / "minio" / "root").read_text())["root"]
     for path in (file, up.state / "minio" / "root", up.state / "minio" / "certs" / "private.key"):
         assert path.stat().st_mode & 0o077 == 0, path
-    shown = "\n".join(_ps())
+    shown = "\n".join(processes())
     logged = "".join(path.read_text() for path in (up.state / "logs").iterdir())
     for secret in (access.secret_key, root["password"]):
         assert secret
@@ -153,13 +125,13 @@ def test_minio_is_for_this_machine_and_its_keys_are_its_owners(up: Up) -> None:
     assert listening(up.minio()) <= {("127.0.0.1", port), ("::1", port)}
     # the yard's keys open one bucket and make no other; without the authority nothing is sent
     assert list(S3Store(access, "batchyard").names()) == []
-    with pytest.raises(StoreUnavailable, match="refuses us .AccessDenied"):
+    with pytest.raises(StoreUnavailable, match=r"refuses us .AccessDenied"):
         S3Store(access, "other", create=True)
     with pytest.raises(StoreUnavailable, match="ca_bundle"):
         S3Store(replace(access, ca_bundle=None), "batchyard").stat("ab" * 32)
 
 
-def test_a_minio_that_dies_is_started_again_and_jobs_wait_for_it(up: Up, image: str, tmp_path: Path) -> None:
+def test_a_minio_that_dies_is_started_again_and_jobs_wait_for_it(up: UpWithMinio, image: str, tmp_path: Path) -> None:
     data = tmp_path / "elsewhere"
     up.start("--minio-data", str(data))
     (tmp_path / "in").write_text("kept\n")

@@ -9,7 +9,7 @@ import pytest
 from batchyard.broker.errors import InputError
 from batchyard.broker.uri import S3Uri
 from batchyard.cache.deliver import AttemptMark
-from batchyard.cache.remote_bucket import Found
+from batchyard.cache.remote_object import Found
 from batchyard.cache.remote_tree import Plan, plan
 
 PLACE = S3Uri(bucket="b", key="dir/")

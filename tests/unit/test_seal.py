@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from batchyard.broker.errors import IntegrityError, InvalidConfig
-from batchyard.broker.seal import KeyRing, SealUnknown
+from batchyard.broker.seal import CHUNK_BYTES, KeyRing, SealUnknown, Witness
 
 
 def digest_of(data: bytes) -> str:
@@ -242,3 +242,58 @@ def test_a_size_that_was_forged_into_the_header_allocates_and_gives_nothing() ->
 def test_a_chunk_size_out_of_range_is_refused(chunk_bytes: int) -> None:
     with pytest.raises(ValueError, match="power of two"):
         KeyRing.new().seal_stream(io.BytesIO(), digest_of(b""), 0, chunk_bytes=chunk_bytes)
+
+
+# A witness instead of a second hash
+
+
+def witnessed(data: bytes) -> tuple[str, Witness]:
+    witness = Witness()
+    for start in range(0, len(data), CHUNK_BYTES):
+        witness.see(memoryview(data)[start : start + CHUNK_BYTES])
+    return "sha256:" + hashlib.sha256(data).hexdigest(), witness
+
+
+@pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES])
+def test_what_a_witness_saw_is_sealed_and_opens(size: int) -> None:
+    ring, data = KeyRing.new(), os.urandom(size)
+    digest, witness = witnessed(data)
+    stream = ring.seal_stream(io.BytesIO(data), digest, size, witness=witness).read()
+    assert opened(ring, stream, digest, size) == data
+
+
+@pytest.mark.parametrize("at", [0, CHUNK_BYTES, 2 * CHUNK_BYTES + 4])
+def test_a_chunk_that_is_not_as_it_was_seen_is_refused_before_it_is_given_out(at: int) -> None:
+    ring, data = KeyRing.new(), bytearray(os.urandom(2 * CHUNK_BYTES + 5))
+    digest, witness = witnessed(bytes(data))
+    data[at] ^= 1
+    given = 0
+    with pytest.raises(IntegrityError, match="changed while"):
+        for piece in ring.seal_stream(io.BytesIO(data), digest, len(data), witness=witness).chunks():
+            given += len(piece)
+    assert given < at + 200
+
+
+@pytest.mark.parametrize("change", [-5, -1, 1])
+def test_a_source_that_is_longer_or_shorter_than_it_was_seen_is_refused(change: int) -> None:
+    ring, data = KeyRing.new(), os.urandom(CHUNK_BYTES + 5)
+    digest, witness = witnessed(data)
+    other = (data + b"x")[: len(data) + change]
+    with pytest.raises(IntegrityError):
+        for _ in ring.seal_stream(io.BytesIO(other), digest, len(data), witness=witness).chunks():
+            pass
+    with pytest.raises(IntegrityError):  # of what was seen only a part, or more
+        for _ in ring.seal_stream(io.BytesIO(other), digest, len(other), witness=witness).chunks():
+            pass
+
+
+def test_a_witness_sees_whole_chunks_in_order() -> None:
+    witness = Witness()
+    witness.see(memoryview(bytes(10)))
+    with pytest.raises(ValueError, match="only the last one less"):
+        witness.see(memoryview(bytes(10)))
+    assert witness.knows(0, memoryview(bytes(10)), last=True)
+    assert not witness.knows(0, memoryview(bytes(10)), last=False)
+    assert not witness.knows(1, memoryview(bytes(10)), last=True)
+    with pytest.raises(ValueError, match="a witness sees chunks of"):
+        KeyRing.new().seal_stream(io.BytesIO(), "sha256:" + "a" * 64, 0, chunk_bytes=64, witness=witness)

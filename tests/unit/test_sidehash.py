@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+
+import pytest
+
+from batchyard.broker.sidehash import AHEAD, SideHash
+
+
+@pytest.mark.parametrize("sizes", [[], [0], [5], [1 << 20] * 9, [1 << 20, 10, 1 << 20, 300_000, 1], [10] * 50])
+def test_it_is_the_sha256_of_all_pieces_in_order(sizes: list[int]) -> None:
+    found, wanted = SideHash(), hashlib.sha256()
+    rooms = [bytearray(1 << 20) for _ in range(AHEAD + 1)]
+    for number, size in enumerate(sizes):
+        room = memoryview(rooms[number % len(rooms)])[:size]  # in use no more, says the contract
+        room[:] = os.urandom(size)
+        wanted.update(room)
+        found.update(room)
+    assert found.hexdigest() == wanted.hexdigest()
+    assert found.hexdigest() == wanted.hexdigest()
+
+
+def test_many_streams_at_once_do_not_mix() -> None:
+    right: list[bool] = []
+
+    def one() -> None:
+        data = os.urandom(8 << 20)
+        found = SideHash()
+        for start in range(0, len(data), 1 << 20):
+            found.update(memoryview(data)[start : start + (1 << 20)])
+        right.append(found.hexdigest() == hashlib.sha256(data).hexdigest())
+
+    threads = [threading.Thread(target=one) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert right == [True] * 8
+
+
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    SideHash().update(memoryview(bytes(1 << 20)))
+    pid = os.fork()
+    if pid == 0:
+        found = SideHash()
+        for _ in range(5):
+            found.update(memoryview(bytes(1 << 20)))
+        os._exit(0 if found.hexdigest() == hashlib.sha256(bytes(5 << 20)).hexdigest() else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
