@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 import re
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -19,6 +20,8 @@ from kombu.exceptions import KombuError, OperationalError
 
 from . import keys
 from .blobs import Blobs, LazyBlobs, OnBytes
+from .definitions import Definitions, Known, expand
+from .dependencies import check_known
 from .endpoints import Endpoints, default_state
 from .errors import BlobMissing, BrokerUnavailable, InvalidConfig, InvalidJob, NotFound
 from .facts import gather
@@ -28,6 +31,8 @@ from .joblog import JobLog
 from .message import TASK
 from .record import Record, from_hash
 from .remote import celery_app
+from .schedule import Schedule
+from .schedules import Schedules, check
 from .seal import KeyRing
 from .state import State
 from .store import CancelAnswer, Depth, Yard
@@ -76,13 +81,16 @@ class NodeView:
 class Client:
     """One yard. Not for use by several threads at once; close it, or use it as a context manager.
 
-    url: the broker. blobs: needed for `put`, `get` and the logs of ended jobs only. All methods raise
-    BrokerUnavailable when Redis does not answer.
+    url: the broker. blobs: needed for `put`, `get` and the logs of ended jobs only. key_file: the yard's keys, for job
+    definitions and schedules. All methods raise BrokerUnavailable when Redis does not answer.
     """
 
-    def __init__(self, url: str, *, blobs: Blobs | None = None) -> None:
+    def __init__(self, url: str, *, blobs: Blobs | None = None, key_file: Path | None = None) -> None:
         self.yard = Yard(url, KeyRing.new())  # a client seals and opens nothing of the records: any ring will do
         self._blobs = blobs
+        self._key_file = key_file
+        self._keys: KeyRing | None = None
+        self._sent: deque[str] = deque(maxlen=1000)
         self._app = celery_app(url)
 
     @classmethod
@@ -93,8 +101,9 @@ class Client:
     @classmethod
     def of(cls, ends: Endpoints) -> Client:
         """To the yard at these endpoints."""
-        blobs = LazyBlobs(ends.store, Path(ends.key_file)) if ends.store and ends.key_file else None
-        return cls(ends.broker_url, blobs=blobs)
+        key_file = Path(ends.key_file) if ends.key_file else None
+        blobs = LazyBlobs(ends.store, key_file) if ends.store and key_file else None
+        return cls(ends.broker_url, blobs=blobs, key_file=key_file)
 
     def __enter__(self) -> Self:
         return self
@@ -125,20 +134,21 @@ class Client:
         priority: 0 (most urgent) to 9. countdown and expires in seconds from now. Raises InvalidJob, NotFound (no such
         queue, no yard).
         """
-        job = self.check(job, queue=queue)
+        given, job = job, self.check(job, queue=queue)
         if priority is not None and not 0 <= priority <= 9:
             raise InvalidJob("priority", priority, "must be 0 (most urgent) to 9")
+        shown = f"definition={job.definition}" if job.definition else f"image={job.image}"
         try:
             sent = self._app.send_task(
                 TASK,
-                kwargs={"job": job.dump()},
+                kwargs={"job": _as_sent(given, job)},
                 queue=queue,
                 priority=priority,
                 countdown=countdown,
                 eta=eta,
                 expires=expires,
                 argsrepr="",
-                kwargsrepr=f"image={job.image}",  # Celery puts the arguments' repr in clear into a header
+                kwargsrepr=shown,  # Celery puts the arguments' repr in clear into a header
             )
         except (OperationalError, redis.ConnectionError, redis.TimeoutError, OSError) as error:
             raise BrokerUnavailable(
@@ -146,12 +156,14 @@ class Client:
             ) from error
         except (CeleryError, KombuError, TypeError, ValueError) as error:
             raise InvalidJob("", job.image, f"cannot be sent: {error}") from None
+        self._sent.append(str(sent.id))
         return str(sent.id)
 
     def check(self, job: Job | Mapping[str, Any], *, queue: str = "cpu") -> Job:
         """The job as `submit` would send it, and nothing is sent. Raises InvalidJob, NotFound (no such queue)."""
-        if not isinstance(job, Job):
-            job = Job.parse(job)
+        if not isinstance(job, Job) or job.definition is not None:
+            known = Known(self.yard, self._ring if self._key_file else None)
+            job = Job.parse(expand(_given(job), known.find if self._key_file else known.find_closed))
         self._admit(job, queue)
         return job
 
@@ -163,6 +175,7 @@ class Client:
             raise InvalidJob("inputs", "from", "needs a previous step; send a Celery chain, or name a digest")
         if reason := config.refusal(queue, job):
             raise InvalidJob("", job.image, reason)
+        check_known(self.yard, config.by_priority(), [on.job_id for on in job.depends_on], self._sent)
 
     def status(self, job_id: str) -> Record:
         """Raises NotFound."""
@@ -241,6 +254,21 @@ class Client:
         """Ends a job in any state; one not taken in yet ends when it comes. terminate=False spares a running one."""
         return self.yard.cancel(job_id, reason, terminate=terminate)
 
+    @property
+    def definitions(self) -> Definitions:
+        """Job definitions: register, deregister, show, list."""
+        return Definitions(self.yard, self._ring)
+
+    @property
+    def schedules(self) -> Schedules:
+        """Schedules: list, show, pause, resume, remove, run_now; to add one, see `schedule`."""
+        return Schedules(self.yard, self._ring)
+
+    def schedule(self, schedule: Schedule, *, replace: bool = False) -> None:
+        """Keeps a schedule (see `schedule.parse`). Raises InvalidConfig (its job, its name), NotFound (its queue)."""
+        check(schedule, self.yard.config(), Known(self.yard, self._ring).find)
+        self.schedules.add(schedule, replace=replace)
+
     # -- the yard
     def queues(self) -> builtins.list[QueueView]:
         """The most urgent queue first. Raises NotFound: no yard yet."""
@@ -311,6 +339,18 @@ class Client:
             raise NotFound(f'output "{output}" of job "{job_id}" is no blob; see `batchyard ls {job_id}`')
         return str(digest)
 
+    def _ring(self) -> KeyRing:
+        """The yard's keys. Raises InvalidConfig."""
+        if self._keys is None:
+            if self._key_file is None:
+                raise InvalidConfig("no key file was named, and this is kept sealed; give --key-file, or --state")
+            ring = KeyRing.load(self._key_file)
+            mark: bytes | None = self.yard.guard(lambda: self.yard.redis.get(keys.KEY_MARK))
+            if mark is not None and mark.decode() != ring.mark:
+                raise InvalidConfig(f'"{self._key_file}" holds the keys of another yard; use those of its controller')
+            self._keys = ring
+        return self._keys
+
     def _store(self) -> Blobs:
         if self._blobs is None:
             raise InvalidConfig("no blob store was named; give --store and --key-file, or the --state of a yard")
@@ -319,6 +359,16 @@ class Client:
 
 def _missing(digest: str) -> str:
     return f"blob {digest}, or a file that it names, is not in this store; correct the digest, or --store"
+
+
+def _given(job: Job | Mapping[str, Any]) -> Mapping[str, Any]:
+    """The fields that were said; what was not is for the definition to say."""
+    return job.model_dump(mode="json", by_alias=True, exclude_unset=True) if isinstance(job, Job) else job
+
+
+def _as_sent(given: Job | Mapping[str, Any], checked: Job) -> dict[str, Any]:
+    """A job that names a definition goes as it was given: the yard takes the revision that is then the latest."""
+    return checked.dump() if checked.definition is None else dict(_given(given))
 
 
 def _node(name: str, about: dict[str, str], alive_since_s: float) -> NodeView:

@@ -5,22 +5,26 @@ queues:
   gpu: {environments: [here], default_priority: 5}
 environments:
   here: {vcpus: 8, memory_mib: 16000, gpus: 1, disk_gib: 100}    # the largest node that it may have
+schedules:
+  nightly: {cron: "30 2 * * *", timezone: Europe/Berlin, definition: report}    # see `schedule.Schedule`
 lease_s: 30
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from . import rules
-from .errors import InvalidConfig
+from .errors import InvalidConfig, InvalidJob
 from .job import Job
+from .plainyaml import Loader, keep_texts, part
+from .schedule import Schedule
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,127}$"
 _KOMBU = ("celery", "by")
@@ -67,6 +71,18 @@ class Config(_Frozen):
     lease_s: Annotated[float, Field(ge=1, le=3600)] = 30
     retention_s: Annotated[int, Field(ge=60)] = 14 * 86400
     result_expires_s: Annotated[int, Field(ge=60)] = 86400
+    # Kept apart in Redis, and sealed: a job's environment may be private.
+    schedules: Annotated[dict[Name, Schedule], Field(exclude=True)] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        """A schedule's name is its key."""
+        if not isinstance(value, Mapping) or not isinstance(value.get("schedules"), Mapping):
+            return value
+        told = value["schedules"].items()
+        named = {k: {**one, "name": str(k)} if isinstance(one, Mapping) else one for k, one in told}
+        return {**value, "schedules": named}
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -79,6 +95,16 @@ class Config(_Frozen):
                         f'queue "{name}": environment "{environment}" is not defined; '
                         f"define it or choose of {', '.join(self.environments)}"
                     )
+        for name, schedule in self.schedules.items():
+            if schedule.queue not in self.queues:
+                raise ValueError(
+                    f'schedule "{name}": queue "{schedule.queue}" is not defined; '
+                    f"define it or choose of {', '.join(self.queues)}"
+                )
+            if schedule.job.get("definition") is None and (
+                reason := self.refusal(schedule.queue, Job.parse(schedule.job))
+            ):
+                raise ValueError(f'schedule "{name}": {reason}')
         return self
 
     def by_priority(self) -> list[str]:
@@ -126,7 +152,7 @@ def single_machine(vcpus: float, memory_mib: int, gpus: int, disk_gib: float) ->
 def load(path: Path) -> Config:
     """Reads a YAML file. Raises InvalidConfig that names file, field and rule."""
     try:
-        data = yaml.safe_load(path.read_text())
+        data = _read(path.read_text())
     except OSError as error:
         raise InvalidConfig(f"configuration {path} cannot be read: {error.strerror}; check the path") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -134,10 +160,24 @@ def load(path: Path) -> Config:
     return parse(data, str(path))
 
 
+def _read(text: str) -> Any:
+    """As files of jobs are read: what a schedule's job has as text stays what was written. Raises YAMLError."""
+    loader = Loader(text)
+    node: Any = loader.get_single_node()
+    schedules = part(node, "schedules")
+    for _, schedule in schedules.value if isinstance(schedules, yaml.MappingNode) else []:
+        keep_texts(schedule)  # `definition` may stand there itself
+        if (job := part(schedule, "job")) is not None:
+            keep_texts(job)
+    return None if node is None else loader.construct_document(node)
+
+
 def parse(data: object, source: str) -> Config:
     """A configuration from plain data. Raises InvalidConfig."""
     try:
         return Config.model_validate(data)
+    except InvalidJob as error:
+        raise InvalidConfig(f"{source}: schedules: {error}") from None
     except ValidationError as error:
         first = rules.most_telling(error)
         field = ".".join(str(part) for part in first["loc"] if part != "[key]") or "the whole"

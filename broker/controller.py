@@ -22,6 +22,7 @@ from .errors import BatchyardError, BrokerUnavailable
 from .followups import Followups
 from .intake import Intake
 from .store import Yard
+from .timetable import LOOK_S, Timetable
 
 log = logging.getLogger(__name__)
 LOCK_S = 5.0
@@ -34,11 +35,13 @@ class Duties:
     def __init__(self, yard: Yard, config: Callable[[], Config], followups: Followups) -> None:
         self._yard, self._config, self._intake = yard, config, Intake(yard)
         self._outbox = Outbox(yard, followups, retention_s=config().retention_s)
-        self._next_tick = 0.0
+        self._timetable = Timetable(yard)
+        self._next_tick = self._next_look = 0.0
 
     def round(self) -> bool:
         """True when there may be more to do at once. Raises BrokerUnavailable."""
         config = self._config()
+        self._keep_schedules(config)
         busy = self._take_in(config)
         if time.monotonic() >= self._next_tick:
             moved = self._yard.tick(config.by_priority(), lease_s=config.lease_s, limit=TICK)
@@ -47,6 +50,23 @@ class Duties:
             else:
                 self._next_tick = time.monotonic() + min(0.5, config.lease_s / 10)
         return self._outbox.run() > 0 or busy
+
+    def idle_s(self) -> float:
+        """How long there is nothing to do by the clock, as far as it is known."""
+        return max(0.0, self._next_look - time.monotonic())
+
+    def _keep_schedules(self, config: Config) -> None:
+        """As with intake: a Redis that refuses new jobs must not stop the rest."""
+        if time.monotonic() < self._next_look:
+            return
+        left_s = LOOK_S
+        try:
+            left_s = self._timetable.round(config)
+        except BrokerUnavailable as error:
+            log.warning("schedules wait: %s", error)
+        except Exception:
+            log.exception("schedules go on after an error")
+        self._next_look = time.monotonic() + left_s
 
     def _take_in(self, config: Config) -> bool:
         """A Redis that is out of memory refuses the door; what runs must go on all the same."""
@@ -123,7 +143,7 @@ class Controller:
         try:
             while not self._stop.is_set() and self._wanted():
                 if not duties.round():
-                    ear.wait(min(0.5, config.lease_s / 10))
+                    ear.wait(min(0.5, config.lease_s / 10, duties.idle_s()))
                 if time.monotonic() - renewed > LOCK_S / 3:
                     lock.reacquire()
                     renewed = time.monotonic()

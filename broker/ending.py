@@ -1,4 +1,7 @@
-"""The outbox emptied: jobs that end outside a node, and the bodies of completed chords. Any number of processes may."""
+"""The outbox emptied: jobs that end outside a node, dependants of ended jobs, the bodies of completed chords.
+
+Any number of processes may do it.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from .store import Yard
 
 log = logging.getLogger(__name__)
 TRY_AGAIN_S = 60.0
+RELEASES = 16  # calls for one job's dependants, 64 a call, before others' turn comes
 
 
 class Outbox:
@@ -38,13 +42,23 @@ class Outbox:
             if field in self._later:
                 continue
             try:
-                done += self._end(entry) if field.startswith("end:") else self._body(field, entry)
+                done += self._deliver(field, entry)
             except BrokerUnavailable:
                 raise
             except Exception:  # whatever it is, it must not hold up the others
                 log.exception("outbox entry %s cannot be delivered; it is tried again in a minute", field)
                 self._later[field] = now + TRY_AGAIN_S
         return done + bool(self._cursor)
+
+    def _deliver(self, field: str, entry: dict[str, Any]) -> bool:
+        if field.startswith("end:"):
+            return self._end(entry)
+        if field.startswith("deps:"):
+            for _ in range(RELEASES):
+                if self._yard.release(entry["id"]) == 0:
+                    break
+            return True
+        return self._body(field, entry)
 
     def _body(self, field: str, entry: dict[str, Any]) -> bool:
         effects = self._followups.body(entry, self._member)

@@ -15,6 +15,7 @@
     └── Retryable            the world may have changed by the next try
         ├── BrokerUnavailable   Redis
         ├── EngineUnavailable   dockerd
+        ├── ImageUnavailable    the registry
         ├── StoreUnavailable    the blob store
         ├── DiskFull            no space where the work is done
         └── NotEnded            what was waited for did not come in time
@@ -86,6 +87,10 @@ class BrokerUnavailable(Retryable):
 
 class EngineUnavailable(Retryable):
     """The container engine did not answer."""
+
+
+class ImageUnavailable(Retryable):
+    """`image "x:1" cannot be pulled now: …`: the registry did not answer, or said that it is in trouble."""
 
 
 class StoreUnavailable(Retryable):

@@ -15,6 +15,7 @@ from .why import Amounts, Facts, NodeFacts
 if TYPE_CHECKING:
     from .client import Client, NodeView
 
+_TOLD = ("eta", "expires", "revoked", "ending", "retry_at")
 _MOST_NODES = 200
 _MOST_MESSAGES = 200  # of a list that are looked through for a job that was not taken in yet
 _MOST_LETTERS = 500
@@ -29,9 +30,8 @@ def gather(client: Client, job_id: str) -> Facts:
     if not raw:
         return Facts(job_id=job_id, now_s=now_s, record=None, controller=alive, **_of_unknown(client, job_id, config))
     record = from_hash(job_id, raw)
-    told = {
-        name: raw.get(name.encode(), b"").decode("utf-8", "replace") for name in ("eta", "expires", "revoked", "ending")
-    }
+    told = {name: raw.get(name.encode(), b"").decode("utf-8", "replace") for name in _TOLD}
+    left = [on.job_id for on in record.depends_on if on.left]
     place = yard.position(job_id) if record.state is State.RUNNABLE else None
     nodes = [] if record.state.ended else [n for n in client.nodes() if record.queue in (n.queues or [record.queue])]
     queue = config.queues.get(record.queue)
@@ -43,6 +43,8 @@ def gather(client: Client, job_id: str) -> Facts:
         place=place,
         before=_served_first(client, record, nodes, config) if place is not None else {},
         eta_s=int(told["eta"]) / 1000 if told["eta"] else None,
+        depends_on=_states(client, left),
+        retry_at_s=int(told["retry_at"]) / 1000 if told["retry_at"] else None,
         expires_s=int(told["expires"]) / 1000 if told["expires"] else None,
         revoked=told["revoked"],
         ending=told["ending"],
@@ -50,6 +52,12 @@ def gather(client: Client, job_id: str) -> Facts:
         nodes=_nodes(client, nodes[:_MOST_NODES], now_s),
         cancelled=client.cancelled(record),
     )
+
+
+def _states(client: Client, ids: Sequence[str]) -> dict[str, str]:
+    """What other jobs do, by their states."""
+    found = client.records(ids)
+    return {i: str(found[i].state) if i in found else "gone" for i in ids}
 
 
 def _served_first(client: Client, record: Record, nodes: Sequence[NodeView], config: Config) -> dict[str, int]:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from . import keys, message
 from .config import Config
-from .errors import BrokerUnavailable, InvalidJob
+from .definitions import Find, Known, expand, refuse
+from .dependencies import MOST_HELD, Doorstep
+from .errors import BrokerUnavailable, IntegrityError, InvalidJob
 from .job import Job, resolve
 from .message import Document, Message
+from .retry import loss_retries
 from .seal import KeyRing
 from .store import Incoming, Yard
 
 BATCH = 64  # 64 messages block Redis for about 1 ms, 256 for up to 6
 
 
-def read(list_key: str, queue: str, raw: bytes, *, config: Config, ring: KeyRing) -> Incoming:
-    """What is to be done with one message. Never raises: what cannot be read says why."""
+def read(list_key: str, queue: str, raw: bytes, *, config: Config, ring: KeyRing, find: Find = refuse) -> Incoming:
+    """What is to be done with one message. What cannot be read says why; raises only BrokerUnavailable, as find does.
+
+    find: where the job definitions are that jobs name.
+    """
     try:
         sent = message.parse(raw)
     except message.Unreadable as error:
@@ -32,10 +39,10 @@ def read(list_key: str, queue: str, raw: bytes, *, config: Config, ring: KeyRing
     delivery = {**(sent.properties.get("delivery_info") or {}), "exchange": "", "routing_key": queue}
     sent = replace(sent, properties={**sent.properties, "delivery_info": delivery})
     try:
-        job = _job(sent, *arguments[:2])
+        job = _job(sent, *arguments[:2], find)
         eta_ms, expires_ms = sent.when_ms("eta"), sent.when_ms("expires")
         reason = config.refusal(queue, job)
-    except (InvalidJob, ValueError) as error:
+    except (InvalidJob, IntegrityError, ValueError) as error:
         return _refused(list_key, queue, raw, sent, str(error), ring)
     if reason is not None:
         return _refused(list_key, queue, raw, sent, reason, ring, job)
@@ -54,13 +61,22 @@ def read(list_key: str, queue: str, raw: bytes, *, config: Config, ring: KeyRing
         disk_gib=job.disk_gib,
         eta_ms=eta_ms,
         expires_ms=expires_ms,
+        loss_retries=loss_retries(job.retry),
+        depends_on=job.depends_on,
+        patient=bool(job.depends_on),
         chord_key=f"celery-taskset-meta-{group}.s" if chord and isinstance(group, str) else "",
-        clear={"image": job.image, "name": job.name or ""},
+        clear=_clear(job),
         document=_sealed(sent, job, ring),
     )
 
 
-def _job(sent: Message, args: list[object], kwargs: dict[str, object]) -> Job:
+def _clear(job: Job) -> dict[str, str]:
+    """What everybody may see on the record."""
+    told = {"image": job.image, "name": job.name or ""}
+    return {**told, "definition": job.definition} if job.definition else told
+
+
+def _job(sent: Message, args: list[object], kwargs: dict[str, object], find: Find) -> Job:
     if sent.task != message.TASK:
         raise ValueError(f'task "{sent.task}" is not known here; send "{message.TASK}" with kwargs {{"job": {{…}}}}')
     if unknown := kwargs.keys() - {"job", "previous"}:
@@ -69,13 +85,13 @@ def _job(sent: Message, args: list[object], kwargs: dict[str, object]) -> Job:
         raise ValueError(f"{message.TASK} takes one positional argument, the previous result; give the job as job=…")
     if "job" not in kwargs:
         raise ValueError('argument "job" is missing: kwargs={"job": {"image": …, "command": […]}}')
-    return resolve(Job.parse(kwargs["job"]), args[0] if args else kwargs.get("previous"))
+    return resolve(Job.parse(expand(kwargs["job"], find)), args[0] if args else kwargs.get("previous"))
 
 
 def _refused(
     list_key: str, queue: str, raw: bytes, sent: Message, reason: str, ring: KeyRing, job: Job | None = None
 ) -> Incoming:
-    clear = {"image": job.image, "name": job.name or ""} if job else {}
+    clear = _clear(job) if job else {}
     return Incoming(
         list_key=list_key,
         raw=raw,
@@ -96,34 +112,56 @@ def _sealed(sent: Message, job: Job | None, ring: KeyRing) -> bytes:
 class Intake:
     """Takes in what lies in the lists of the configured queues."""
 
-    def __init__(self, yard: Yard) -> None:
+    def __init__(self, yard: Yard, clock: Callable[[], float] = time.monotonic) -> None:
         self._yard = yard
+        self._definitions = Known(yard, lambda: yard.ring)
+        self._door, self._drained = Doorstep(clock), True
 
     def run(self, config: Config) -> int:
         """One batch from each list that has messages, most urgent first. Returns how many messages were taken."""
-        return sum(self._queue(queue, config) for queue in config.by_priority())
+        self._drained = True
+        taken = sum(self._queue(queue, config) for queue in config.by_priority())
+        self._door.round_ended(taken=taken, drained=self._drained)
+        return taken
 
     def _queue(self, queue: str, config: Config) -> int:
         lists = keys.priority_lists(queue)
         pipe = self._yard.redis.pipeline(transaction=False)
         for key in lists:
-            pipe.lrange(key, -BATCH, -1)
-        batches: Sequence[object] = self._yard.guard(lambda: pipe.execute(raise_on_error=False))
-        found = [
-            (key, raw)
-            for key, batch in zip(lists, batches, strict=True)
-            if isinstance(batch, list)
-            for raw in reversed(batch)
-        ][:BATCH]
-        if not found:
+            pipe.lrange(key, -self._window(key), -1)
+        pipe.get(keys.DEFINITIONS_VERSION)
+        *batches, version = self._yard.guard(lambda: pipe.execute(raise_on_error=False))
+        found = self._found(dict(zip(lists, batches, strict=True)))
+        again = self._door.again(lists)
+        if not found and not again:
             return 0
-        messages = [read(key, queue, raw, config=config, ring=self._yard.ring) for key, raw in found]
+        self._definitions.at(version)
+        messages = [
+            read(key, queue, raw, config=config, ring=self._yard.ring, find=self._definitions.find)
+            for key, raw in found
+        ]
+        messages += again
         try:
-            return self._yard.intake(messages)
+            taken, left = self._yard.take_in(messages)
+            self._door.tried(messages, left)
+            return taken
         except BrokerUnavailable:
             raise
         except Exception as error:  # one that Redis cannot digest must not hold up the others
             return sum(self._alone(one, error) for one in messages)
+
+    def _window(self, list_key: str) -> int:
+        return BATCH + self._door.count(list_key)
+
+    def _found(self, batches: Mapping[str, object]) -> list[tuple[str, bytes]]:
+        """Messages that are to be read, by their lists, at most BATCH."""
+        lists = {key: batch for key, batch in batches.items() if isinstance(batch, list)}
+        found = [(key, raw) for key, batch in lists.items() for raw in reversed(batch) if self._door.admits(key, raw)]
+        if len(found) > BATCH or any(
+            len(batch) >= self._window(key) and self._door.count(key) < MOST_HELD for key, batch in lists.items()
+        ):
+            self._drained = False
+        return found[:BATCH]
 
     def _alone(self, one: Incoming, _: Exception) -> int:
         try:

@@ -12,22 +12,19 @@ from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
-    GetJsonSchemaHandler,
     SerializerFunctionWrapHandler,
     ValidationError,
     model_serializer,
     model_validator,
 )
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
 
-from . import rules
+from . import dependencies, rules
 from . import uri as uris
+from .dependencies import Dependency
 from .errors import InvalidJob
+from .fields import Frozen, OrText, Text
+from .retry import INFRASTRUCTURE_RETRIES, LONGEST_BACKOFF_S, ExitRule, Strategy
 
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 WORK = PurePosixPath("/work")
@@ -36,35 +33,13 @@ _MOST_ID = 2**31 - 1  # the engine takes no more
 _RESERVED = ("AWS_BATCH", "BATCHYARD_")
 
 
-def _text(value: object) -> object:
-    """Numbers and booleans of a JSON or YAML file are welcome where a string is wanted."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value) if isinstance(value, int | float) else value
-
-
-Text = Annotated[str, BeforeValidator(_text)]
 EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=256)]
 SecretName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")]
 OutputName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")]
 ContainerPath = Annotated[str, Field(min_length=2, max_length=1024)]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
-
-class _OrText(_Frozen):
-    """One for which a string may stand; its schema says so."""
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        whole = handler.resolve_ref_schema(handler(core))
-        about: dict[str, Any] = {key: whole.pop(key) for key in ("title", "description") if key in whole}
-        return {**about, "anyOf": [{"type": "string"}, whole]}
-
-
-class Member(_Frozen):
+class Member(Frozen):
     """One blob that a step published: what `{"from": …}` becomes. size in bytes."""
 
     name: str
@@ -73,7 +48,7 @@ class Member(_Frozen):
     kind: Literal["file", "tree"] = "file"
 
 
-class Input(_OrText):
+class Input(OrText):
     """Where an input comes from: exactly one of digest, uri, from, members.
 
     A string stands for `{"digest": …}` or `{"uri": …}`. `uri` may carry a digest and a size that its bytes must have,
@@ -115,7 +90,7 @@ class Input(_OrText):
         return self
 
 
-class Output(_OrText):
+class Output(OrText):
     """A file or directory below /work that is kept at the end. A string stands for `{"path": …}`.
 
     `to`, s3://BUCKET/KEY or s3://BUCKET/PREFIX/, is where it is written too, with `credentials`: the name of a secret
@@ -144,9 +119,10 @@ class Output(_OrText):
         return self.path if self.to is None else dump(self)
 
 
-class Job(_Frozen):
+class Job(Frozen):
     """What to run, what it needs, what goes in and what comes out."""
 
+    definition: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,128}(:[1-9][0-9]{0,8})?$")] | None = None
     image: Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[^\s\x00-\x1f-][^\s\x00-\x1f]*$")]
     command: Annotated[tuple[Text, ...], Field(max_length=1024)] = ()
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,127}$")] | None = None
@@ -161,6 +137,10 @@ class Job(_Frozen):
     outputs: dict[OutputName, Output] = {}
     timeout_s: Annotated[int, Field(ge=1)] | None = None
     attempts: Annotated[int, Field(ge=1, le=10)] = 1
+    evaluate_on_exit: Annotated[tuple[ExitRule, ...], Field(max_length=5)] = ()
+    backoff_s: Annotated[float, Field(gt=0, le=LONGEST_BACKOFF_S, allow_inf_nan=False)] | None = None
+    depends_on: Annotated[tuple[Dependency, ...], Field(max_length=dependencies.MOST)] = ()
+    infrastructure_retries: Annotated[int, Field(ge=0, le=100)] = INFRASTRUCTURE_RETRIES
     profile: Literal["strict", "aws"] = "strict"
     network: Literal["none", "bridge", "host"] | None = None
     user: Annotated[str, Field(pattern=r"^[0-9]+(:[0-9]+)?$")] | None = None
@@ -187,6 +167,10 @@ class Job(_Frozen):
             raise InvalidJob(
                 "user", self.user, 'root is not allowed in profile "strict"; choose another, or profile "aws"'
             )
+        if self.evaluate_on_exit and "attempts" not in self.model_fields_set:
+            raise InvalidJob("evaluate_on_exit", "…", "needs attempts; say how often the job may run at most")
+        if twice := dependencies.repeated(self.depends_on):
+            raise InvalidJob("depends_on", twice, "is there twice; keep one")
         _check_mounts(self.inputs, self.outputs)
         return self
 
@@ -199,11 +183,23 @@ class Job(_Frozen):
             job = cls.model_validate(value)
         except ValidationError as error:
             raise _first(error) from None
-        return job.model_copy(update={"command": tuple(substitute(word, job.parameters) for word in job.command)})
+        command = tuple(substitute(word, job.parameters) for word in job.command)
+        return job if command == job.command else job.model_copy(update={"command": command})
 
     def dump(self) -> dict[str, Any]:
         """JSON types only; `Job.parse(job.dump())` is the same job."""
-        return self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        told = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        return {**told, "attempts": self.attempts} if self.evaluate_on_exit else told
+
+    @property
+    def retry(self) -> Strategy:
+        """When it is tried again."""
+        return Strategy(
+            attempts=self.attempts,
+            rules=self.evaluate_on_exit,
+            backoff_s=self.backoff_s or 0,
+            infrastructure_retries=self.infrastructure_retries,
+        )
 
     @property
     def networking(self) -> Literal["none", "bridge", "host"]:
@@ -213,7 +209,9 @@ class Job(_Frozen):
 
 def schema() -> dict[str, Any]:
     """The JSON schema of a job, as `batchyard schema` prints it."""
-    return Job.model_json_schema(by_alias=True)
+    told = Job.model_json_schema(by_alias=True)
+    del told["required"]
+    return {**told, "anyOf": [{"required": ["image"]}, {"required": ["definition"]}]}  # which may say the image
 
 
 def substitute(word: str, parameters: Mapping[str, str]) -> str:
@@ -225,7 +223,11 @@ def _first(error: ValidationError) -> InvalidJob:
     first = rules.most_telling(error)
     field = ".".join(str(part) for part in first["loc"] if part != "[key]")
     value, rule = first["input"], rules.rule(first)
-    if first["type"] == "tuple_type":
+    if first["type"] == "tuple_type" and field == "evaluate_on_exit":
+        rule = 'must be a list of rules such as [{"action": "EXIT", "on_exit_code": "137"}]'
+    elif first["type"] == "tuple_type" and field == "depends_on":
+        rule = 'must be a list of job ids, or of objects such as {"job_id": …, "on_failure": "CONTINUE"}'
+    elif first["type"] == "tuple_type":
         rule = 'must be a list of strings such as ["sh", "-c", "echo hello"]'
     elif first["type"] == "extra_forbidden":
         rule = rules.no_such_field(str(first["loc"][-1]), _fields_at(field))
@@ -273,7 +275,12 @@ def _text_rule(loc: tuple[int | str, ...]) -> str | None:
 
 
 def _fields_at(field: str) -> list[str]:
-    models: dict[str, type[_Frozen]] = {"inputs": Input, "outputs": Output}
+    models: dict[str, type[Frozen]] = {
+        "inputs": Input,
+        "outputs": Output,
+        "evaluate_on_exit": ExitRule,
+        "depends_on": Dependency,
+    }
     top, dot, _ = field.partition(".")
     model = models[top] if dot and top in models else Job
     return [about.alias or name for name, about in model.model_fields.items()]

@@ -14,7 +14,7 @@ SEQUENCE = "by:seq"  # counter: order of arrival
 JOBS = "by:jobs"  # zset: created ms -> id
 LEASES = "by:leases"  # zset: deadline ms -> id
 EXPIRING = "by:expiring"  # zset: expires ms -> id
-OUTBOX = "by:outbox"  # hash: "end:<id>" or "body:<chord key>" -> JSON
+OUTBOX = "by:outbox"  # hash: "end:<id>", "deps:<id>" or "body:<chord key>" -> JSON
 DEAD = "by:dead"  # hash: number -> JSON of a message that could not be taken in, or an effect that failed
 DEAD_SEQUENCE = "by:deadseq"  # counter
 REAPER = "by:reaper"  # ms of the reaper's last look
@@ -24,6 +24,11 @@ STAND_IN = "by:standin"  # the lock of the nodes that stand in for it
 KEY_MARK = "by:keymark"  # tells whether a process has the yard's keys
 CONFIG = "by:config"  # JSON of the yard's configuration
 STORE = "by:store"  # the id of the yard's durable store
+DEFINITIONS = "by:defs"  # hash: name of a job definition -> its last revision
+DEFINITIONS_ACTIVE = "by:defs:active"  # hash: name -> its latest ACTIVE revision
+DEFINITIONS_VERSION = "by:defs:version"  # changes whenever a definition does
+SCHEDULES = "by:schedules"  # set: names of schedules
+SCHEDULES_DUE = "by:schedules:due"  # zset: ms when it is to fire next -> name; ENABLED ones only
 WAKE = "by:wake"  # channel: work for nodes; message = queue
 DUTY = "by:duty"  # channel: work for the controller
 CONTROL = "by:control"  # channel: "<node> <job id>" has something to be told
@@ -37,6 +42,21 @@ def job(job_id: str) -> str:
 def cancelled(job_id: str) -> str:
     """String with expiry: a cancel of a job that has not been taken in yet."""
     return f"by:cancel:{job_id}"
+
+
+def definition(reference: str) -> str:
+    """Hash: one revision of a job definition, `name:revision`."""
+    return f"by:def:{reference}"
+
+
+def schedule(name: str) -> str:
+    """Hash: a schedule, its next time and what it sent last."""
+    return f"by:schedule:{name}"
+
+
+def dependants(job_id: str) -> str:
+    """Zset: score -> id of the jobs that wait for this one to end."""
+    return f"by:dependants:{job_id}"
 
 
 def log(job_id: str) -> str:
@@ -76,7 +96,7 @@ def lua_table() -> str:
     lines = [f"  {name} = '{value}'," for name, value in sorted(plain.items())]
     lines += [
         f"  {fn.__name__} = function(x) return '{fn('|').replace('|', chr(39) + ' .. x .. ' + chr(39))}' end,"
-        for fn in (job, cancelled, node, node_jobs, result)
+        for fn in (job, cancelled, dependants, definition, schedule, node, node_jobs, result)
     ]
     # The ready index is touched by Lua alone.
     lines += [
@@ -85,6 +105,7 @@ def lua_table() -> str:
         "  counts = function(q) return 'by:q:' .. q .. ':n' end,          -- hash: class -> jobs waiting",
         "  demands = function(q) return 'by:q:' .. q .. ':d' end,         -- hash: id -> demand, in coarse classes",
         "  delayed = function(q) return 'by:q:' .. q .. ':delayed' end,   -- zset: eta ms -> id",
+        "  blocked = function(q) return 'by:q:' .. q .. ':blocked' end,   -- set: ids that wait for other jobs",
         "  list = function(q, n) if n == 0 then return q end return q .. '\\6\\22' .. n end,",
     ]
     return "local K = {\n" + "\n".join(lines) + "\n}\n"

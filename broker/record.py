@@ -12,7 +12,10 @@ from .state import State
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One run of a job that has ended. counted: whether it used up one of `job.attempts`."""
+    """One run of a job that has ended. counted: whether it used up one of `job.attempts`.
+
+    status_reason: AWS Batch's word for how it ended; rules for retries look at it.
+    """
 
     node: str
     started: float | None
@@ -21,6 +24,7 @@ class Attempt:
     reason: str
     counted: bool = True
     log: str | None = None
+    status_reason: str = ""
 
     def dumps(self) -> str:
         return json.dumps(
@@ -34,8 +38,21 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DependsOn:
+    """A job that this one had to wait for. left: it still has to. on_failure: FAIL or CONTINUE."""
+
+    job_id: str
+    on_failure: str
+    left: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """What the yard knows of a job."""
+    """What the yard knows of a job.
+
+    losses: runs that ended with their node; interruptions: those and all others that are not counted as attempts and
+    bounded by `infrastructure_retries`.
+    """
 
     id: str
     state: State
@@ -55,10 +72,13 @@ class Record:
     reason: str
     attempts: tuple[Attempt, ...]
     losses: int
+    interruptions: int
+    depends_on: tuple[DependsOn, ...]
     cancelling: bool
     result: dict[str, Any] | None
     log: str | None
     progress: str
+    definition: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """JSON types only."""
@@ -67,7 +87,10 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claimed:
-    """A job that this node holds. token is the fence: who has another one holds nothing. attempt counts from 1."""
+    """A job that this node holds. token is the fence: who has another one holds nothing. attempt counts from 1.
+
+    interruptions: runs before this one that were not counted, but for drained nodes.
+    """
 
     id: str
     token: str
@@ -77,6 +100,7 @@ class Claimed:
     document: bytes
     cancel: str = ""
     started: float | None = None
+    interruptions: int = 0
 
 
 def from_hash(job_id: str, h: Mapping[bytes, bytes]) -> Record:
@@ -111,10 +135,20 @@ def from_hash(job_id: str, h: Mapping[bytes, bytes]) -> Record:
         reason=text("reason") or "",
         attempts=attempts,
         losses=int(number("losses") or 0),
+        interruptions=int(number("interruptions") or 0),
+        depends_on=_depends_on(h),
         cancelling=b"cancel" in h,
         result=json.loads(result) if result else None,
         log=text("log"),
         progress=text("progress") or "",
+        definition=text("definition") or "",
+    )
+
+
+def _depends_on(h: Mapping[bytes, bytes]) -> tuple[DependsOn, ...]:
+    return tuple(
+        DependsOn(job_id=i, on_failure="CONTINUE" if any_end else "FAIL", left=f"on:{i}".encode() in h)
+        for i, any_end in json.loads(h.get(b"depends") or b"[]")
     )
 
 

@@ -18,6 +18,7 @@ from .controller import LOCK_S, Controller
 from .errors import NotFound
 from .followups import Followups
 from .remote import RevokeEar
+from .schedules import Schedules
 from .seal import KeyRing
 from .store import Yard
 
@@ -34,6 +35,8 @@ def serve_controller(url: str, key_file: Path, config_file: Path | None, *, on_r
     given = yard_config.load(config_file) if config_file else None
     yard = open_yard(url, key_file)
     yard.prepare()
+    if given is not None:
+        Schedules(yard, lambda: yard.ring).apply(given.schedules)
     config = settle_config(yard, given)
     followups = Followups(url, result_expires_s=config.result_expires_s)
     working, ear = Controller(yard, CachedConfig(yard), followups), RevokeEar(Yard(url, yard.ring))

@@ -1,7 +1,8 @@
 """States of a job and the one table of its legal moves.
 
-SUBMITTED ─ eta? → PENDING → RUNNABLE ─ claim → STARTING → RUNNING → SUCCEEDED | FAILED
-                                ↑_________ retry, drain, lost node ________|
+SUBMITTED ─ wait → PENDING → RUNNABLE ─ claim → STARTING → RUNNING → SUCCEEDED | FAILED
+                      |         ↑_________ retry, drain, lost node ________|
+                      ↑___________________ retry after a backoff __________|
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """AWS Batch's states; PENDING is a job whose eta has not come."""
+    """AWS Batch's states; PENDING is a job that waits for others to end, for its eta, or for a backoff."""
 
     SUBMITTED = "SUBMITTED"
     PENDING = "PENDING"
@@ -29,8 +30,8 @@ MOVES: dict[State, frozenset[State]] = {
     State.SUBMITTED: frozenset({State.PENDING, State.RUNNABLE, State.FAILED}),
     State.PENDING: frozenset({State.RUNNABLE, State.FAILED}),
     State.RUNNABLE: frozenset({State.STARTING, State.FAILED}),
-    State.STARTING: frozenset({State.RUNNING, State.RUNNABLE, State.SUCCEEDED, State.FAILED}),
-    State.RUNNING: frozenset({State.RUNNABLE, State.SUCCEEDED, State.FAILED}),
+    State.STARTING: frozenset({State.RUNNING, State.PENDING, State.RUNNABLE, State.SUCCEEDED, State.FAILED}),
+    State.RUNNING: frozenset({State.PENDING, State.RUNNABLE, State.SUCCEEDED, State.FAILED}),
     State.SUCCEEDED: frozenset(),
     State.FAILED: frozenset(),
 }

@@ -17,11 +17,13 @@ from redis.client import PubSub
 
 from . import config, keys
 from .config import Config
+from .dependencies import Dependency
 from .errors import BrokerUnavailable, InvalidConfig, NotFound
 from .functions import Arg, Functions, connect, told, words
 from .message import Document
 from .record import Attempt, Claimed, Record, from_hash
 from .recorder import Effect, flat
+from .retry import INFRASTRUCTURE_RETRIES
 from .seal import KeyRing
 from .state import State
 
@@ -31,7 +33,10 @@ KEEP_CANCEL_S = 86400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incoming:
-    """One message of a producer's list, read. kind: job (it may run), end (fails at the door), dead (is no job)."""
+    """One message of a producer's list, read. kind: job (it may run), end (fails at the door), dead (is no job).
+
+    loss_retries: see `retry.loss_retries`. patient: it stays in its list while one that it depends on is not known.
+    """
 
     list_key: str
     raw: bytes
@@ -47,6 +52,9 @@ class Incoming:
     eta_ms: int = 0
     expires_ms: int = 0
     chord_key: str = ""
+    loss_retries: int = INFRASTRUCTURE_RETRIES
+    depends_on: Sequence[Dependency] = ()
+    patient: bool = False
     clear: Mapping[str, str] | None = None
     document: bytes = b""
 
@@ -54,6 +62,8 @@ class Incoming:
         """As `by_intake` reads them. vCPUs in thousandths, disk in MiB, rounded up."""
         reason = self.reason.encode("utf-8", "replace").decode()  # what it quotes may hold half a surrogate pair
         clear = {**(self.clear or {}), **({"reason": reason} if reason else {})}
+        if self.loss_retries != INFRASTRUCTURE_RETRIES:
+            clear["infra"] = str(self.loss_retries)
         return [
             self.list_key,
             self.raw,
@@ -70,6 +80,10 @@ class Incoming:
             self.chord_key,
             json.dumps(clear),
             reason if self.kind == "dead" else self.document,
+            json.dumps([(one.job_id, int(one.on_failure == "CONTINUE")) for one in self.depends_on])
+            if self.depends_on
+            else "",
+            int(self.patient),
         ]
 
 
@@ -85,15 +99,16 @@ class Free:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Depth:
-    """Jobs of a queue that wait: in the producers' lists, in the index, for their eta."""
+    """Jobs of a queue that wait: in the producers' lists, in the index, for a time, for other jobs."""
 
     lists: int
     index: int
     delayed: int
+    blocked: int = 0
 
     @property
     def total(self) -> int:
-        return self.lists + self.index + self.delayed
+        return self.lists + self.index + self.delayed + self.blocked
 
 
 class Yard:
@@ -166,8 +181,13 @@ class Yard:
 
     # -- doors
     def intake(self, messages: Iterable[Incoming]) -> int:
-        """Messages out of their lists into records, at most 64 a call. Returns how many were taken."""
-        return int(self._call("intake", *(a for m in messages for a in m.arguments())))
+        """Messages out of their lists into records, some 64 a call. Returns how many were taken."""
+        return self.take_in(messages)[0]
+
+    def take_in(self, messages: Iterable[Incoming]) -> tuple[int, frozenset[int]]:
+        """As `intake`; and the numbers of the patient messages that stay where they are."""
+        taken, *left = self._call("intake", *(a for m in messages for a in m.arguments()))
+        return int(taken), frozenset(int(n) for n in left)
 
     def cancel(self, job_id: str, reason: str, *, terminate: bool) -> CancelAnswer:
         answer: CancelAnswer = self._call("cancel", job_id, reason, int(terminate), KEEP_CANCEL_S).decode()
@@ -198,8 +218,9 @@ class Yard:
                 document=document,
                 queue=queue.decode(),
                 created=int(created) / 1000,
+                interruptions=int(interruptions),
             )
-            for job_id, token, attempt, document, queue, created in jobs
+            for job_id, token, attempt, document, queue, created, interruptions in jobs
         ]
 
     def held(self, node: str) -> list[Claimed]:
@@ -214,8 +235,9 @@ class Yard:
                 created=int(created) / 1000,
                 cancel=cancel.decode(),
                 started=int(started) / 1000 if started else None,
+                interruptions=int(interruptions),
             )
-            for i, token, n, document, queue, created, cancel, started in self._call("held", node)
+            for i, token, n, document, queue, created, interruptions, cancel, started in self._call("held", node)
         ]
 
     def start(self, job: Claimed, *, started_s: float, celery: str, expires_s: int) -> bool:
@@ -258,17 +280,29 @@ class Yard:
             )
         )
 
-    def give_back(self, job: Claimed, attempt: Attempt | None, *, fields: Mapping[str, str] | None = None) -> bool:
-        """Back to its old place in the queue. False: the lease is lost."""
+    def give_back(
+        self,
+        job: Claimed,
+        attempt: Attempt | None,
+        *,
+        interrupted: bool = False,
+        delay_s: float = 0,
+        fields: Mapping[str, str] | None = None,
+    ) -> bool:
+        """Back to its old place in the queue, not to start before delay_s. False: the lease is lost.
+
+        interrupted: it counts against `infrastructure_retries`; who gives back has seen that some are left.
+        """
         counted = attempt is not None and attempt.counted
         return bool(
             self._call(
                 "giveback",
                 job.id,
                 job.token,
-                int(counted),
+                "used" if counted else "interruptions" if interrupted else "",
                 attempt.dumps() if attempt else "",
                 json.dumps(dict(fields or {})),
+                int(delay_s * 1000),
             )
         )
 
@@ -282,7 +316,7 @@ class Yard:
         return [int(n) for n in self._call("tick", int(lease_s * 1000), limit, *queues)]
 
     def outbox(self, cursor: int = 0) -> tuple[int, dict[str, dict[str, Any]]]:
-        """The next call's cursor (0: that was all) and some entries by field, `end:<id>` or `body:<chord key>`."""
+        """The next call's cursor (0: that was all) and some entries: `end:<id>`, `deps:<id>` or `body:<chord key>`."""
         after, found = self.guard(lambda: self.redis.hscan(keys.OUTBOX, cursor, count=64))
         return int(after), {k.decode(): json.loads(v) for k, v in found.items()}
 
@@ -291,6 +325,10 @@ class Yard:
     ) -> bool:
         """The end of a job outside a node. False: another call did it."""
         return bool(self._call("finish", job_id, state.value, json.dumps(dict(fields)), retention_s, *flat(effects)))
+
+    def release(self, job_id: str) -> int:
+        """Lets go some of the jobs that wait for one that has ended. Returns how many still wait: call again."""
+        return int(self._call("release", job_id))
 
     def deliver(self, field: str, effects: list[Effect]) -> bool:
         return bool(self._call("deliver", field, *flat(effects)))
@@ -304,7 +342,8 @@ class Yard:
     def depth(self, queues: Sequence[str]) -> dict[str, Depth]:
         flat_ = [int(n) for n in self._call("depth", *queues)]
         return {
-            q: Depth(lists=flat_[3 * i], index=flat_[3 * i + 1], delayed=flat_[3 * i + 2]) for i, q in enumerate(queues)
+            q: Depth(lists=flat_[4 * i], index=flat_[4 * i + 1], delayed=flat_[4 * i + 2], blocked=flat_[4 * i + 3])
+            for i, q in enumerate(queues)
         }
 
     def position(self, job_id: str) -> tuple[int, int] | None:
@@ -318,6 +357,10 @@ class Yard:
         if not found:
             raise NotFound(f'no job "{job_id}"; it was never taken in, its record has expired, or the id is not whole')
         return from_hash(job_id, found)
+
+    def exists(self, job_id: str) -> bool:
+        """Whether there is a record."""
+        return bool(self._read("EXISTS", keys.job(job_id)))
 
     def document(self, job_id: str) -> Document:
         """Raises NotFound, IntegrityError."""

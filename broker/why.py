@@ -52,6 +52,7 @@ class Facts:
     place: (jobs of its queue before it, jobs of its queue) while it stands in the index. before: jobs that wait in
     queues that the same nodes serve first. listed: (queue, messages before it) while its message waits for intake.
     waiting_lists: messages that wait for intake. queue_state: None when the queue is not configured (any more).
+    depends_on: those that it still waits for, with their states. retry_at_s: when it is tried again.
     revoked: a cancel that spares the running job. ending: its end is decided, and is being written.
     stored_cancel: of a job that has not come yet. dead: why its message was no job.
     """
@@ -63,6 +64,8 @@ class Facts:
     place: tuple[int, int] | None = None
     before: Mapping[str, int] = field(default_factory=dict)
     eta_s: float | None = None
+    depends_on: Mapping[str, str] = field(default_factory=dict)
+    retry_at_s: float | None = None
     expires_s: float | None = None
     revoked: str = ""
     ending: str = ""
@@ -162,7 +165,13 @@ def _waiting(r: Record, f: Facts) -> list[Reason]:
     found: list[Reason] = []
     if r.cancelling or f.revoked:
         found.append(Reason(code="cancelling", text=f"it was cancelled; {_controller(f)}"))
-    if f.eta_s is not None and r.state is State.PENDING:
+    found += _depends(r, f)
+    if f.retry_at_s is not None and r.state is State.PENDING:
+        left = f.retry_at_s - f.now_s
+        when = f"in {_span(left)}" if left > 0 else f"due for {_span(-left)}; {_controller(f)}"
+        text = f"it is tried again, not before {_moment(f.retry_at_s)} ({when})"
+        found.append(_reason("backoff", text, retry_at=f.retry_at_s))
+    elif f.eta_s is not None and r.state is State.PENDING:
         left = f.eta_s - f.now_s
         when = f"in {_span(left)}" if left > 0 else f"due for {_span(-left)}; {_controller(f)}"
         found.append(_reason("delayed", f"it is not to run before {_moment(f.eta_s)} ({when})", eta=f.eta_s))
@@ -188,6 +197,17 @@ def _waiting(r: Record, f: Facts) -> list[Reason]:
         )
         found.append(_reason("expires", text, expires=f.expires_s))
     return found or [Reason(code="taken_in", text=f"it was taken in and is about to be queued; {_controller(f)}")]
+
+
+def _depends(r: Record, f: Facts) -> list[Reason]:
+    found = []
+    for on in r.depends_on:
+        if on.left:
+            state = f.depends_on.get(on.job_id, "gone")
+            wanted = "to succeed" if on.on_failure == "FAIL" else "to end, well or not"
+            text = f"it waits for job {on.job_id} {wanted}; that is {state}"
+            found.append(_reason("depends_on", text, depends_on=on.job_id, on_failure=on.on_failure, state=state))
+    return found
 
 
 def _place(r: Record, f: Facts) -> list[Reason]:

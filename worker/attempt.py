@@ -47,7 +47,7 @@ from .tools import Tools
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-STORE_PATIENCE_S = 120.0
+STORE_PATIENCE_S, ENGINE_PATIENCE_S = 120.0, 600.0
 LOG_TAIL_BYTES = 4096
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,199}")
 
@@ -158,7 +158,8 @@ class Execution:
             stop=self._stop,
             why=self._why,
             attempt=self._claimed.attempt,
-            attempts=self._job.attempts,
+            strategy=self._job.retry,
+            interruptions=self._claimed.interruptions,
         )
         blob, tail, lack = self._keep_log(capture, outcome)
         if lack:
@@ -371,16 +372,15 @@ class Execution:
         return found
 
     def _patiently(self, act: Callable[[], T]) -> T:
-        """Repeats what was refused by an engine that is away, as long as it takes, or for a while by a store that is
-        away or a cache full of others' inputs.
-        """
-        until: float | None = None  # from the first refusal on: what was refused may have taken long to get there
+        """Repeats for a while what an engine or a store that is away refused, or a cache full of others' inputs."""
+        since: float | None = None  # the first refusal: what was refused may have taken long to get there
         while True:
             try:
                 return act()
             except (EngineUnavailable, StoreUnavailable, CopiesPinned) as error:
-                until = time.monotonic() + STORE_PATIENCE_S if until is None else until
-                if self._stop is not None or (not isinstance(error, EngineUnavailable) and time.monotonic() > until):
+                patience_s = ENGINE_PATIENCE_S if isinstance(error, EngineUnavailable) else STORE_PATIENCE_S
+                since = time.monotonic() if since is None else since
+                if self._stop is not None or time.monotonic() > since + patience_s:
                     raise
                 log.warning("job %s waits: %s", self._claimed.id, error)
                 time.sleep(0.5)

@@ -6,7 +6,15 @@ import signal
 from dataclasses import dataclass
 from enum import Enum
 
-from batchyard.broker.errors import BatchyardError
+from batchyard.broker import retry
+from batchyard.broker.errors import (
+    BatchyardError,
+    EngineUnavailable,
+    ImageError,
+    ImageUnavailable,
+    StartError,
+)
+from batchyard.broker.retry import Ended, Strategy
 
 from .engine.protocol import Exit
 
@@ -27,48 +35,94 @@ class Fate(Enum):
     FAILED = "failed"
     REVOKED = "revoked"
     RETRY = "retry"  # back to the queue, one attempt used
-    RETURN = "return"  # back to the queue, no attempt used
+    INTERRUPTED = "interrupted"  # back to the queue, an infrastructure retry used
+    RETURN = "return"  # back to the queue, nothing used
     FORGET = "forget"  # not ours any more: write nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """fate, the reason in words, and the command's exit code where it has one."""
+    """fate, the reason in words, and the command's exit code where it has one.
+
+    status_reason: AWS Batch's word for how it ended. counted: whether it uses up one of `job.attempts`. delay_s: a
+    job that goes back is not to start again before that.
+    """
 
     fate: Fate
     reason: str
     exit_code: int | None
+    status_reason: str = ""
+    counted: bool = True
+    delay_s: float = 0
 
 
 OUT_OF_MEMORY = "OutOfMemoryError: Container killed due to memory usage"
 TIMED_OUT = "Job attempt duration exceeded timeout"
-SUCCEEDED = "Essential container in task exited"
+SUCCEEDED = retry.EXITED
+_RESTARTED = "the container engine was restarted under the job"
+# What AWS's agent calls it when a container cannot be started; rules for retries look for these.
+_AGENTS_WORDS: tuple[tuple[type[BatchyardError], str], ...] = (
+    (ImageError, "CannotPullContainerError"),
+    (ImageUnavailable, "CannotPullContainerError"),
+    (StartError, "CannotStartContainerError"),
+    (EngineUnavailable, "DockerTimeoutError"),
+    (BatchyardError, "ResourceInitializationError"),
+)
 
 
 def decide(
-    *, exit: Exit | None, error: BatchyardError | None, stop: Stop | None, why: str, attempt: int, attempts: int
+    *,
+    exit: Exit | None,
+    error: BatchyardError | None,
+    stop: Stop | None,
+    why: str,
+    attempt: int,
+    strategy: Strategy,
+    interruptions: int = 0,
 ) -> Outcome:
     """exit: how the container ended, None if it never ran. error: what went wrong before or after it ran.
 
-    stop, why: whether this node stopped it, and the canceller's reason. attempt counts from 1. Cancelled and timed-out
-    jobs are never retried (as AWS Batch).
+    stop, why: whether this node stopped it, and the canceller's reason. attempt counts from 1; interruptions: those
+    before. Cancelled and timed-out jobs are never retried (as AWS Batch).
     """
     code = exit.code if exit else None
     if stop is Stop.LOST:
         return Outcome(fate=Fate.FORGET, reason="the lease was lost", exit_code=code)
     if stop is Stop.CANCEL:
-        return Outcome(fate=Fate.REVOKED, reason=why, exit_code=code)
+        return Outcome(fate=Fate.REVOKED, reason=why, exit_code=code, status_reason=why)
     if stop is Stop.TIMEOUT:
-        return Outcome(fate=Fate.FAILED, reason=TIMED_OUT, exit_code=code)
+        return Outcome(fate=Fate.FAILED, reason=TIMED_OUT, exit_code=code, status_reason=TIMED_OUT)
     if stop is Stop.DRAIN:
-        return Outcome(fate=Fate.RETURN, reason="the node drained", exit_code=code)
+        return Outcome(fate=Fate.RETURN, reason="the node drained", exit_code=code, counted=False)
     if exit is not None and exit.code == 0 and error is None:
-        return Outcome(fate=Fate.SUCCEEDED, reason=SUCCEEDED, exit_code=0)
+        return Outcome(fate=Fate.SUCCEEDED, reason=SUCCEEDED, exit_code=0, status_reason=SUCCEEDED)
+    reason, ended = _failed(exit, error)
+    verdict = retry.decide(strategy, ended, attempt=attempt, interruptions=interruptions)
+    again = Fate.INTERRUPTED if ended.interrupted else Fate.RETRY
+    return Outcome(
+        fate=again if verdict.again else Fate.FAILED,
+        reason=f"{reason}; {verdict.note}" if verdict.note else reason,
+        exit_code=code,
+        status_reason=ended.status_reason,
+        counted=not ended.interrupted,
+        delay_s=verdict.delay_s,
+    )
+
+
+def _failed(exit: Exit | None, error: BatchyardError | None) -> tuple[str, Ended]:
+    """The reason for people, and what rules for retries see."""
     if exit is not None and exit.interrupted and exit.code >= 128:
-        return Outcome(fate=Fate.RETURN, reason="the container engine was restarted under the job", exit_code=code)
-    fate = Fate.RETRY if attempt < attempts else Fate.FAILED
+        return _RESTARTED, Ended(status_reason=f"Host EC2: {_RESTARTED}", exit_code=exit.code, interrupted=True)
     said = str(error).encode("utf-8", "replace").decode()  # a file name in it may be no text, which Redis refuses
-    return Outcome(fate=fate, reason=said if error else _ended(exit), exit_code=code)
+    reason = said if error else _ended(exit)
+    if exit is not None:
+        return reason, Ended(status_reason=retry.EXITED, reason=reason, exit_code=exit.code)
+    word = next((word for kind, word in _AGENTS_WORDS if isinstance(error, kind)), "")
+    return reason, Ended(
+        status_reason=retry.NOT_STARTED,
+        reason=f"{word}: {reason}" if word else reason,
+        interrupted=isinstance(error, ImageUnavailable | EngineUnavailable),
+    )
 
 
 def _ended(exit: Exit | None) -> str:

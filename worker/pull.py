@@ -36,8 +36,9 @@ class Puller:
     ) -> str:
         """The image's config digest, after a pull when it was not here; blocks meanwhile.
 
-        `pulling` is called once when the caller has to wait for a pull. ImageError, DiskFull and EngineUnavailable
-        as of `Engine.pull`. StartError: `stopped` says that the caller waits no longer; the pull goes on.
+        `pulling` is called once when the caller has to wait for a pull. ImageError, ImageUnavailable, DiskFull and
+        EngineUnavailable as of `Engine.pull`. StartError: `stopped` says that the caller waits no longer; the pull
+        goes on.
         """
         digest = self._fresh(image) or self._present(image)
         if digest is not None:

@@ -103,16 +103,23 @@ class Run:
         outcome, reporter = end.outcome, self._tools.reporter
         if outcome.fate is Fate.FORGET:
             return reporter.forgotten(self.view)
-        if outcome.fate in {Fate.RETRY, Fate.RETURN}:
-            attempt = self._record(end, outcome)
-            self._until_told(
-                lambda: self._tools.yard.give_back(self.claimed, attempt, fields={"reason": outcome.reason})
-            )
+        if outcome.fate in {Fate.RETRY, Fate.INTERRUPTED, Fate.RETURN}:
+            self._until_told(lambda: self._give_back(end))
             return reporter.returned(self.view, outcome.reason)
         if not self._until_told(lambda: self._write(end)):
             log.warning("job %s: its lease was lost; nothing was written", self.claimed.id)
             return reporter.forgotten(self.view)
         return None
+
+    def _give_back(self, end: Finished) -> bool:
+        outcome = end.outcome
+        return self._tools.yard.give_back(
+            self.claimed,
+            self._record(end, outcome),
+            interrupted=outcome.fate is Fate.INTERRUPTED,
+            delay_s=outcome.delay_s,
+            fields={"reason": outcome.reason},
+        )
 
     def _write(self, end: Finished) -> bool:
         outcome, result = end.outcome, self._result(end)
@@ -180,7 +187,8 @@ class Run:
             ended=end.ended,
             exit_code=outcome.exit_code,
             reason=outcome.reason,
-            counted=outcome.fate is not Fate.RETURN,
+            status_reason=outcome.status_reason,
+            counted=outcome.counted,
             log=end.log.digest if end.log else None,
         )
 

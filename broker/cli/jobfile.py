@@ -7,7 +7,6 @@ job has text, what is written is kept as text: `007`, `1.10`, `no` and `12:30` a
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,27 +16,9 @@ from typing import Any
 import yaml
 
 from ..errors import InvalidConfig, InvalidJob
+from ..plainyaml import Loader, keep_texts
 
 SENDING = ("queue", "countdown_s", "expires_s")
-_TEXTS = {"image", "name", "user", "command", "environment", "secrets", "parameters", "tags"}
-_TAG = "tag:yaml.org,2002:"
-_NOT_TEXT = {_TAG + kind for kind in ("int", "float", "bool")}
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's plain values: `no` is text, `0755` is no octal number, `12:30` is no number of seconds."""
-
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012, SafeLoader's own form
-
-
-for _kind, _pattern, _first in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("int", r"[-+]?(?:0|[1-9][0-9]*)|0x[0-9a-fA-F]+", "-+0123456789"),
-    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?", "-+.0123456789"),
-    ("null", r"~|null|Null|NULL|", "~nN\0"),
-    ("merge", r"<<", "<"),
-):
-    _Loader.add_implicit_resolver(_TAG + _kind, re.compile(f"^(?:{_pattern})$"), [*_first.replace("\0", ""), ""])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,11 +59,12 @@ def read(file: Path) -> list[FileJob]:
 def _values(text: str, name: str) -> Iterator[tuple[Any, yaml.Node | None]]:
     """Each job's value and where it stands."""
     try:
-        loader = _Loader(text)
+        loader = Loader(text)
         while loader.check_node():
             node: Any = loader.get_node()
             _check_keys(node, name, set())
-            _keep_texts(node)
+            for job in node.value if isinstance(node, yaml.SequenceNode) else [node]:
+                keep_texts(job)
             value = loader.construct_document(node)
             if isinstance(value, list) and isinstance(node, yaml.SequenceNode):
                 yield from zip(value, node.value, strict=True)
@@ -140,24 +122,6 @@ def _check_keys(node: yaml.Node, name: str, done: set[int], above: frozenset[int
             raise InvalidConfig(f"{name}, line {key.start_mark.line + 1}: {key.value:.60} is there twice; keep one")
         keys.add(key.value if isinstance(key, yaml.ScalarNode) else "")
         _check_keys(value, name, done, above)
-
-
-def _keep_texts(node: yaml.Node) -> None:
-    """Numbers and truth values become the text that was written, in the fields of a job that are text."""
-    for job in node.value if isinstance(node, yaml.SequenceNode) else [node]:
-        for key, value in job.value if isinstance(job, yaml.MappingNode) else []:
-            if isinstance(key, yaml.ScalarNode) and key.value in _TEXTS:
-                for scalar in _scalars(value):
-                    scalar.tag = _TAG + "str" if scalar.tag in _NOT_TEXT else scalar.tag
-
-
-def _scalars(node: yaml.Node) -> Iterator[yaml.ScalarNode]:
-    """The node itself, and the values right below it: no field of text is deeper."""
-    if isinstance(node, yaml.ScalarNode):
-        yield node
-    elif isinstance(node, yaml.CollectionNode):
-        below = node.value if isinstance(node, yaml.SequenceNode) else [value for _, value in node.value]
-        yield from (one for one in below if isinstance(one, yaml.ScalarNode))
 
 
 def _line(node: yaml.Node | None, field: str) -> int | None:

@@ -15,7 +15,7 @@ from .doors import Doors, examples, json_option, print_json, yard_options
 
 if TYPE_CHECKING:
     from ..client import Client, NodeView
-    from ..record import Attempt, Record
+    from ..record import Attempt, DependsOn, Record
 
 _REASON = 120  # characters of it in a list
 _STATES = ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING", "RUNNING", "SUCCEEDED", "FAILED")
@@ -53,17 +53,25 @@ def _print_record(r: Record) -> None:
         ("id", r.id), ("name", r.name), ("state", str(r.state)),
         ("reason" if r.state.ended else "last reason", r.reason), ("progress", r.progress),
         ("exit code", "" if r.exit_code is None else str(r.exit_code)), ("queue", r.queue), ("image", r.image),
+        ("definition", r.definition),
         ("demand", f"{r.vcpus:g} vCPU, {r.memory_mib} MiB, {r.gpus} GPU, {r.disk_gib:g} GiB of disk"),
         ("priority", str(r.priority)), ("node", r.node or ""), ("created", show.moment(r.created)),
         ("started", show.moment(r.started)), ("ended", show.moment(r.ended)), ("ran", show.took(r, time.time())),
-        ("lost nodes", str(r.losses or "")), ("log", r.log or ""),
+        ("lost nodes", str(r.losses or "")), ("interruptions", str(r.interruptions or "")), ("log", r.log or ""),
     ]  # fmt: skip
+    facts += [(f"depends on {on.job_id}", _dependency(on, r)) for on in r.depends_on]
     facts += [(f"attempt {n}", _attempt(a)) for n, a in enumerate(r.attempts, 1)]
     facts += [
         (f"output {name}", f"{o.get('digest')} ({o.get('kind')}, {show.size(o.get('size') or 0)})")
         for name, o in outputs.items()
     ]
     show.print_facts(facts)
+
+
+def _dependency(on: DependsOn, r: Record) -> str:
+    if on.left:
+        return "waits for it" if on.on_failure == "FAIL" else "waits for it, however it ends"
+    return "waits no more" if r.state.ended else "has ended"
 
 
 def _attempt(a: Attempt) -> str:

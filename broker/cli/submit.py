@@ -12,7 +12,7 @@ import click
 
 from ..errors import InvalidConfig, InvalidJob, NotFound
 from . import progress
-from .complete import queue_names
+from .complete import job_ids, queue_names
 from .doors import Doors, examples, json_option, print_json, yard_options
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 _FIELDS = (
+    "definition",
     "image",
     "name",
     "vcpus",
@@ -29,6 +30,8 @@ _FIELDS = (
     "disk_gib",
     "timeout_s",
     "attempts",
+    "backoff_s",
+    "infrastructure_retries",
     "profile",
     "network",
     "user",
@@ -38,7 +41,7 @@ _QUEUE = "cpu"
 _ANY_DIGEST = "sha256:" + "0" * 64  # stands for a file that is put only when all jobs are known to be right
 
 
-def _pairs(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, str]:
+def pairs(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, str]:
     """KEY=VALUE words as a mapping."""
     pairs: dict[str, str] = {}
     for word in values:
@@ -50,7 +53,7 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: Sequence[str]) ->
 
 
 def _pairs_option(name: str, metavar: str, text: str) -> Callable[[F], F]:
-    return click.option(name, metavar=metavar, multiple=True, callback=_pairs, help=f"{text} Repeatable.")
+    return click.option(name, metavar=metavar, multiple=True, callback=pairs, help=f"{text} Repeatable.")
 
 
 _EXAMPLES = examples(
@@ -58,6 +61,7 @@ _EXAMPLES = examples(
     "batchyard submit --image busybox --vcpus 0.5 --memory-mib 64 \\",
     "    --input /in/a=@table.csv --output n=/work/n --env LANG=C --wait \\",
     "    -- sh -c 'wc -l </in/a >/work/n'",
+    "batchyard submit --definition nightly --param day=monday --wait",
     "batchyard submit -f jobs.yaml --wait",
     "batchyard submit -f jobs.yaml --queue urgent --dry-run",
     "",
@@ -84,6 +88,7 @@ _EXAMPLES = examples(
     type=click.Path(path_type=Path, allow_dash=True),
     help="Jobs as JSON or YAML (- for stdin); options override their fields. All are checked before one is sent.",
 )
+@click.option("--definition", metavar="NAME[:REV]", help="The job definition that says what is not said here.")
 @click.option("--image", help="The container image.")
 @click.option("--name", help="A name for people.")
 @click.option("--vcpus", type=float, help="Fractions are allowed.  [default: 1]")
@@ -102,11 +107,24 @@ _EXAMPLES = examples(
 @_pairs_option("--tag", "KEY=VALUE", "For people and tools.")
 @click.option("--timeout-s", type=int, help="Seconds that an attempt may take.")
 @click.option("--attempts", type=int, help="Runs at most, when it fails.  [default: 1]")
+@click.option("--backoff-s", type=float, help="Before it is tried again; doubled each time, an hour at most.")
+@click.option(
+    "--infrastructure-retries",
+    type=int,
+    help="How often it may lose its node, or not be started for a passing reason.  [default: 10]",
+)
 @click.option(
     "--profile", type=click.Choice(["strict", "aws"]), help="How the container is confined.  [default: strict]"
 )
 @click.option("--network", type=click.Choice(["none", "bridge", "host"]), help="[default: none in profile strict]")
 @click.option("--user", metavar="UID[:GID]", help="Who the command runs as.")
+@click.option(
+    "--depends-on",
+    metavar="ID",
+    multiple=True,
+    shell_complete=job_ids,
+    help="Not before that job has succeeded; if it fails, so does this one. Repeatable.",
+)
 @click.option("--queue", help=f"[default: the file's, else {_QUEUE}]", shell_complete=queue_names)
 @click.option("--priority", type=click.IntRange(0, 9), help="0 is the most urgent.")
 @click.option("--countdown-s", type=float, help="Not before so many seconds from now.")
@@ -256,6 +274,11 @@ def described(job: Mapping[str, Any], fields: Mapping[str, Any], command: Sequen
             if not isinstance(filed, Mapping):
                 raise InvalidConfig(f"the file's {field} must be an object, to which --{option} adds")
             merged[field] = {**filed, **fields[option]}
+    if fields.get("depends_on"):
+        filed = merged.get("depends_on") or []
+        if not isinstance(filed, Sequence) or isinstance(filed, str):
+            raise InvalidConfig("the file's depends_on must be a list, to which --depends-on adds")
+        merged["depends_on"] = [*filed, *fields["depends_on"]]
     if command:
         merged["command"] = list(command)
     return merged

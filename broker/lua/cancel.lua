@@ -1,6 +1,7 @@
 -- cancel(id, reason, terminate 0 or 1, keep s) -> "stored" (not taken in yet), "ended", "cancelled" (was waiting),
 -- "running" (left alone: terminate is 0; it will not run again) or "stopping"
--- Keys: job, cancelled, class, heads, counts, demands, delayed, expiring, outbox; channels duty, control.
+-- Keys: job, cancelled, class, heads, counts, demands, delayed, expiring, blocked, dependants, outbox; channels duty,
+-- control.
 register('cancel', function(_, argv)
   local id, reason, job = argv[1], argv[2], K.job(argv[1])
   local h = redis.call('HMGET', job, 'state', 'queue', 'class', 'node', 'ending')
@@ -19,8 +20,6 @@ register('cancel', function(_, argv)
     return 'stopping'
   end
   decide_end(id, 'REVOKED', reason)
-  if h[3] then index_remove(h[2], h[3], id) end
-  redis.call('ZREM', K.delayed(h[2]), id)
-  redis.call('ZREM', K.expiring, id)
+  withdraw(id, h[2], h[3])
   return 'cancelled'
 end, {'allow-oom'})

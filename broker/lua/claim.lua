@@ -1,4 +1,5 @@
--- claim(node, claim id, lease ms, mc, mem, gpu, disk, count, queue, …) -> {more, {id, token, attempt, doc, queue, created ms}, …}
+-- claim(node, claim id, lease ms, mc, mem, gpu, disk, count, queue, …) -> {more, job, …}
+-- A job is {id, token, attempt, doc, queue, created ms, interruptions}.
 -- Up to `count` jobs that fit what is free, queues in the order given, most urgent class first. A repeated claim id
 -- gets the answer of the first call. more = 1: looked at the bounded number of jobs and found none; ask again.
 -- Keys: node, node_jobs, leases, reaper, job, class, heads, counts, demands, delayed, expiring, outbox.
@@ -57,8 +58,8 @@ local function lease_out(id, node, claim, lease)
   redis.call('SADD', K.node_jobs(node), id)
   redis.call('HSET', job, 'state', 'STARTING', 'token', token, 'node', node)
   redis.call('HDEL', job, 'class')
-  local h = redis.call('HMGET', job, 'used', 'doc', 'queue', 'created')
-  return {id, token, (tonumber(h[1]) or 0) + 1, h[2], h[3], h[4]}
+  local h = redis.call('HMGET', job, 'used', 'doc', 'queue', 'created', 'interruptions')
+  return {id, token, (tonumber(h[1]) or 0) + 1, h[2], h[3], h[4], tonumber(h[5]) or 0}
 end
 
 local function repeated(node, claim)
@@ -66,9 +67,9 @@ local function repeated(node, claim)
   if last[1] ~= claim then return nil end
   local out = {0}
   for id in string.gmatch(last[2], '%S+') do
-    local h = redis.call('HMGET', K.job(id), 'token', 'used', 'doc', 'queue', 'created')
+    local h = redis.call('HMGET', K.job(id), 'token', 'used', 'doc', 'queue', 'created', 'interruptions')
     if h[1] and string.match(h[1], '^%d+:(.*)$') == claim then
-      out[#out + 1] = {id, h[1], (tonumber(h[2]) or 0) + 1, h[3], h[4], h[5]}
+      out[#out + 1] = {id, h[1], (tonumber(h[2]) or 0) + 1, h[3], h[4], h[5], tonumber(h[6]) or 0}
     end
   end
   return out

@@ -3,7 +3,7 @@
 
 local PRIORITY = 2 ^ 40          -- score = priority * 2^40 + order of arrival, exact in a double
 local EXACT_CLASSES, CLASSES = 192, 256
-local MOST_LOSSES = 10           -- a job that kills its nodes must not go round for ever
+local INTERRUPTIONS = 10         -- where the record does not say: a job that kills its nodes must not go round for ever
 local GRID = {4, 4, 4, 4}        -- ratio of the coarse classes in each dimension
 
 local function now()
@@ -77,6 +77,7 @@ local function make_ready(queue, id)
   local h = redis.call('HMGET', K.job(id), 'mc', 'mem', 'gpu', 'disk', 'score')
   local class = classify(queue, {h[1], h[2], h[3], h[4]})
   redis.call('HSET', K.job(id), 'state', 'RUNNABLE', 'class', class)
+  redis.call('HDEL', K.job(id), 'retry_at')
   index_add(queue, class, id, h[5], table.concat({h[1], h[2], h[3], h[4]}, ','))
   redis.call('PUBLISH', K.wake, queue)
 end
@@ -101,9 +102,15 @@ local function add_attempt(id, attempt)
   redis.call('HSET', K.job(id), 'attempts', old and (old .. '\n' .. attempt) or attempt)
 end
 
--- Takes a leased job back to its old place in the index; one that was cancelled meanwhile, or that has lost its node
--- too often, ends instead.
-local function restore(id, node, fatal)
+-- Waits for a time, and then for nothing else.
+local function delay(queue, id, ms)
+  redis.call('ZADD', K.delayed(queue), num(ms), id)
+  redis.call('HSET', K.job(id), 'state', 'PENDING')
+end
+
+-- Takes a leased job back to its old place in the index, at once or in some ms; one that was cancelled meanwhile ends
+-- instead, as does one with a fatal reason.
+local function restore(id, node, fatal, wait)
   local job = K.job(id)
   local h = redis.call('HMGET', job, 'queue', 'cancel', 'expires', 'revoked')
   local revoked = h[2] or h[4]
@@ -115,9 +122,59 @@ local function restore(id, node, fatal)
     decide_end(id, 'FAILURE', fatal)
   else
     if h[3] then redis.call('ZADD', K.expiring, h[3], id) end                -- it waits again
-    make_ready(h[1], id)
+    if wait and wait > 0 then
+      redis.call('HSET', job, 'retry_at', num(now() + wait))
+      delay(h[1], id, now() + wait)
+    else
+      make_ready(h[1], id)
+    end
   end
   unlease(id, node)
+end
+
+-- Dependencies -----------------------------------------------------------------------------------------------
+-- A job that waits for others is PENDING and stands in its queue's `blocked`. Its record counts them in `left` and has
+-- a field `on:<id>` for each, 1 when any end will do, else 0; each of them has it among its `dependants`.
+
+local AT_ONCE = 64               -- dependants that are let go in one call
+
+-- Waits for no other job any more.
+local function unblock(id, queue)
+  if redis.call('SREM', K.blocked(queue), id) == 0 then return end
+  for _, field in ipairs(redis.call('HKEYS', K.job(id))) do
+    if string.sub(field, 1, 3) == 'on:' then
+      redis.call('ZREM', K.dependants(string.sub(field, 4)), id)
+      redis.call('HDEL', K.job(id), field)
+    end
+  end
+  redis.call('HDEL', K.job(id), 'left')
+end
+
+-- One that a dependant waited for has ended, well or not.
+local function depended_ended(id, parent, well)
+  local job, field = K.job(id), 'on:' .. parent
+  local h = redis.call('HMGET', job, field, 'queue', 'left', 'eta')
+  if not h[1] then return end                -- it has ended meanwhile
+  if not well and h[1] == '0' then
+    decide_end(id, 'FAILURE', 'Dependent Job failed: ' .. parent)
+    unblock(id, h[2])
+  elseif tonumber(h[3]) > 1 then
+    redis.call('HINCRBY', job, 'left', -1)
+    redis.call('HDEL', job, field)
+  else
+    if h[4] and tonumber(h[4]) > now() then delay(h[2], id, tonumber(h[4])) else make_ready(h[2], id) end
+    unblock(id, h[2])
+  end
+end
+
+-- Some of those that waited for a job, the most urgent first. -> how many still wait
+local function release(parent, well)
+  local key = K.dependants(parent)
+  for _, id in ipairs(redis.call('ZRANGE', key, 0, AT_ONCE - 1)) do
+    depended_ended(id, parent, well)
+    redis.call('ZREM', key, id)
+  end
+  return redis.call('ZCARD', key)
 end
 
 local function end_record(id, state, fields, retention)
@@ -126,6 +183,29 @@ local function end_record(id, state, fields, retention)
   redis.call('HDEL', job, 'token', 'class', 'ending')
   redis.call('ZREM', K.expiring, id)
   redis.call('EXPIRE', job, retention)
+  if release(id, state == 'SUCCEEDED') > 0 then
+    redis.call('HSET', K.outbox, 'deps:' .. id, cjson.encode({id = id, state = state}))
+    redis.call('PUBLISH', K.duty, 'outbox')
+  end
+end
+
+-- An end is decided for a job that no node holds: it waits for nothing any more.
+local function withdraw(id, queue, class)
+  if class then index_remove(queue, class, id) end
+  redis.call('ZREM', K.delayed(queue), id)
+  redis.call('ZREM', K.expiring, id)
+  unblock(id, queue)
+end
+
+-- Why a job that has lost its node is not tried again, or nil. infra: how many interruptions it may have, -1 when a
+-- rule of its own ends it.
+local function too_often(infra, interruptions)
+  local most = tonumber(infra or INTERRUPTIONS)
+  if most < 0 then return 'its node was lost, and a rule of evaluate_on_exit ends the job for that' end
+  if interruptions > most then
+    return 'interrupted ' .. interruptions .. ' times, and infrastructure_retries is ' .. most ..
+      ': its node was lost once more; does it bring nodes down?'
+  end
 end
 
 -- Lapsed leases back to the front, without using up an attempt. When nobody has looked for half a lease (Redis or
@@ -141,13 +221,14 @@ local function reap(lease, limit)
   end
   local ids = redis.call('ZRANGEBYSCORE', K.leases, '-inf', num(t), 'LIMIT', 0, limit)
   for _, id in ipairs(ids) do
-    local h = redis.call('HMGET', K.job(id), 'node', 'token', 'started')
+    local h = redis.call('HMGET', K.job(id), 'node', 'token', 'started', 'infra')
     if h[2] then
-      local losses = redis.call('HINCRBY', K.job(id), 'losses', 1)
+      redis.call('HINCRBY', K.job(id), 'losses', 1)
+      local interruptions = redis.call('HINCRBY', K.job(id), 'interruptions', 1)
       add_attempt(id, cjson.encode({node = h[1], started = h[3] and tonumber(h[3]) or cjson.null, ended = t,
-        exit_code = cjson.null, counted = false, reason = 'Host ' .. h[1] .. ' lost: its lease lapsed.'}))
-      restore(id, h[1], losses >= MOST_LOSSES and
-        'its node was lost ' .. losses .. ' times while it ran, so it is not tried again; does it bring nodes down?')
+        exit_code = cjson.null, counted = false, reason = 'Host ' .. h[1] .. ' lost: its lease lapsed.',
+        status_reason = 'Host EC2 (instance ' .. h[1] .. ') lost: its lease lapsed.'}))
+      restore(id, h[1], too_often(h[4], interruptions))
     else
       redis.call('ZREM', K.leases, id)
     end

@@ -1,11 +1,65 @@
--- intake(message, message, …) -> number taken from the lists
--- A message is 15 arguments: list, raw, kind, id, queue, priority, mc, mem, gpu, disk, eta ms, expires ms, chord key,
--- clear fields (JSON object of strings), sealed document or reason.
+-- intake(message, message, …) -> {number taken from the lists, n, …}: the nth message (from 0) was left in its list
+-- A message is 17 arguments: list, raw, kind, id, queue, priority, mc, mem, gpu, disk, eta ms, expires ms, chord key,
+-- clear fields (JSON object of strings), sealed document or reason, dependencies (JSON [[id, 1 when any end will do,
+-- else 0], …] or ''), patient 0 or 1: left in its list while one that it depends on is not known.
 --   kind "job": runs when it fits; "end": the reason why it fails at the door stands in its clear fields; "dead": no
 --   job can be made of it, the last argument is the reason.
--- Keys: the producers' lists, job, jobs, seq, cancelled, class, heads, counts, demands, delayed, expiring, outbox, dead.
+-- Keys: the producers' lists, job, jobs, seq, cancelled, class, heads, counts, demands, delayed, expiring, blocked,
+-- dependants, outbox, dead.
 -- Refused when Redis is out of memory: the messages then stay where they are.
-local WIDTH = 15
+local WIDTH = 17
+
+local function unknown(depends)
+  for _, on in ipairs(depends) do
+    if redis.call('EXISTS', K.job(on[1])) == 0 then return on[1] end
+  end
+end
+
+-- -> how many are to be waited for, the first that has failed
+local function depend(id, queue, depends, score)
+  local open = {}
+  for _, on in ipairs(depends) do
+    local state = redis.call('HGET', K.job(on[1]), 'state')
+    if state == 'FAILED' and on[2] == 0 then return 0, on[1] end
+    if state ~= 'FAILED' and state ~= 'SUCCEEDED' then open[#open + 1] = on end
+  end
+  if #open == 0 then return 0 end
+  redis.call('HSET', K.job(id), 'left', #open)
+  for _, on in ipairs(open) do
+    redis.call('HSET', K.job(id), 'on:' .. on[1], num(on[2]))
+    redis.call('ZADD', K.dependants(on[1]), score, id)
+  end
+  redis.call('SADD', K.blocked(queue), id)
+  return #open
+end
+
+-- It may run, when its time has come and those that it depends on have ended.
+local function wait_or_go(m, score)
+  local id, queue, job, t = m[4], m[5], K.job(m[4]), now()
+  local left, failed = depend(id, queue, m[16] == '' and {} or cjson.decode(m[16]), score)
+  if failed then return decide_end(id, 'FAILURE', 'Dependent Job failed: ' .. failed) end
+  if tonumber(m[12]) > 0 then
+    redis.call('HSET', job, 'expires', m[12])
+    redis.call('ZADD', K.expiring, m[12], id)
+  end
+  local later = tonumber(m[11]) > t
+  if later then redis.call('HSET', job, 'eta', m[11]) end
+  if left > 0 then
+    redis.call('HSET', job, 'state', 'PENDING')
+  elseif later then
+    delay(queue, id, tonumber(m[11]))
+  else
+    make_ready(queue, id)
+  end
+end
+
+-- Whether a message is to stay in its list.
+local function stays(m)
+  local expires = tonumber(m[12])
+  if m[3] ~= 'job' or m[16] == '' or m[17] ~= '1' or (expires > 0 and expires <= now()) then return false end
+  if redis.call('EXISTS', K.job(m[4]), K.cancelled(m[4])) > 0 then return false end
+  return unknown(cjson.decode(m[16]))
+end
 
 local function take(m)
   local list, raw, kind, id, queue = m[1], m[2], m[3], m[4], m[5]
@@ -16,12 +70,14 @@ local function take(m)
   if redis.call('EXISTS', job) == 1 then return end                 -- the same message once more
   local score = num(tonumber(m[6]) * PRIORITY + redis.call('INCR', K.sequence))
   local clear = cjson.decode(m[14])
+  local missing = m[16] ~= '' and unknown(cjson.decode(m[16]))     -- a job is not known to itself yet
   local fields = {}
   for k, v in pairs(clear) do fields[#fields + 1] = k; fields[#fields + 1] = v end
   redis.call('HSET', job, 'state', 'SUBMITTED', 'queue', queue, 'score', score, 'created', num(t), 'doc', m[15],
     'mc', m[7], 'mem', m[8], 'gpu', m[9], 'disk', m[10], 'priority', m[6], unpack(fields))
   redis.call('ZADD', K.jobs, num(t), id)
   if m[13] ~= '' then redis.call('PERSIST', m[13]) end              -- the chord must outlive its slowest member
+  if m[16] ~= '' then redis.call('HSET', job, 'depends', m[16]) end
   local cancelled, expires = redis.call('GET', K.cancelled(id)), tonumber(m[12])
   if cancelled then
     decide_end(id, 'REVOKED', cancelled)
@@ -30,29 +86,26 @@ local function take(m)
     decide_end(id, 'FAILURE', clear.reason)
   elseif expires > 0 and expires <= t then
     decide_end(id, 'REVOKED', 'expired')
+  elseif missing then
+    decide_end(id, 'FAILURE', "job.depends_on = '" .. missing .. "': no such job")
   else
-    if expires > 0 then
-      redis.call('HSET', job, 'expires', m[12])
-      redis.call('ZADD', K.expiring, m[12], id)
-    end
-    if tonumber(m[11]) > t then
-      redis.call('HSET', job, 'state', 'PENDING', 'eta', m[11])
-      redis.call('ZADD', K.delayed(queue), m[11], id)
-    else
-      make_ready(queue, id)
-    end
+    wait_or_go(m, score)
   end
 end
 
 register('intake', function(_, argv)
-  local taken = 0
+  local taken, left = 0, {}
   for i = 1, #argv, WIDTH do
     local m = {unpack(argv, i, i + WIDTH - 1)}
     if redis.call('LPOS', m[1], m[2], 'RANK', -1, 'MAXLEN', 1024) then
-      take(m)
-      redis.call('LREM', m[1], -1, m[2])
-      taken = taken + 1
+      if stays(m) then
+        left[#left + 1] = (i - 1) / WIDTH
+      else
+        take(m)
+        redis.call('LREM', m[1], -1, m[2])
+        taken = taken + 1
+      end
     end
   end
-  return taken
+  return {taken, unpack(left)}
 end, {})

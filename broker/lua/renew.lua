@@ -27,13 +27,15 @@ register('leave', function(_, argv)
   return 1
 end)
 
--- held(node) -> {{id, token, attempt, doc, queue, created ms, cancel reason or '', started ms or ''}, …}: what a restarted node may take up again.
+-- held(node) -> {{id, token, attempt, doc, queue, created ms, interruptions, cancel reason or '', started ms or ''}, …}
+-- What a restarted node may take up again.
 register('held', function(_, argv)
   local out = {}
   for _, id in ipairs(redis.call('SMEMBERS', K.node_jobs(argv[1]))) do
-    local h = redis.call('HMGET', K.job(id), 'token', 'used', 'doc', 'cancel', 'node', 'started', 'queue', 'created')
+    local h = redis.call('HMGET', K.job(id), 'token', 'used', 'doc', 'cancel', 'node', 'started', 'queue', 'created',
+      'interruptions')
     if h[1] and h[5] == argv[1] then
-      out[#out + 1] = {id, h[1], (tonumber(h[2]) or 0) + 1, h[3], h[7], h[8], h[4] or '', h[6] or ''}
+      out[#out + 1] = {id, h[1], (tonumber(h[2]) or 0) + 1, h[3], h[7], h[8], tonumber(h[9]) or 0, h[4] or '', h[6] or ''}
     end
   end
   return out

@@ -8,8 +8,7 @@ local function expire(limit)
     local h = redis.call('HMGET', K.job(id), 'state', 'queue', 'class', 'ending')
     if (h[1] == 'RUNNABLE' or h[1] == 'PENDING') and not h[4] then
       decide_end(id, 'REVOKED', 'expired')
-      if h[3] then index_remove(h[2], h[3], id) end
-      redis.call('ZREM', K.delayed(h[2]), id)
+      withdraw(id, h[2], h[3])
       n = n + 1
     end
     redis.call('ZREM', K.expiring, id)         -- one that runs has made it in time

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import redis
@@ -32,13 +33,23 @@ from yardtest.crash import IMAGE, STEPS, Fault, Members, Place, Victim, When, di
 from yardtest.redis import RedisServer, free_port
 
 TIMEOUT_S = 30.0
-FULL, SHORT = range(100), (0, 3, 8, 13, 18, 23, 25, 27, 32, 37, 42, 53, 61, 81)
+FULL, SHORT = range(100), (0, 3, 8, 13, 18, 23, 25, 27, 32, 37, 42, 45, 53, 61, 81, 92)
 CONFIG = Config(
     queues={"cpu": Queue(environments=("here",))},
     environments={"here": Environment(vcpus=2, memory_mib=512, disk_gib=10)},
     lease_s=1,
 )
 PAST = datetime(2001, 1, 1, tzinfo=UTC)
+
+
+class Several:
+    """Jobs that are sent one by one; the result is that of the last."""
+
+    def __init__(self, *jobs: Signature) -> None:
+        self._jobs = jobs
+
+    def apply_async(self) -> Any:
+        return [job.apply_async() for job in self._jobs][-1]
 
 
 class Steps:
@@ -50,6 +61,21 @@ class Steps:
     def first(self, name: str, *, fails: int = 0, attempts: int = 1, **options: Any) -> Any:
         """A step with no inputs. fails: how many of its attempts end with exit code 3."""
         return self._job(name, {}, fails, attempts, options)
+
+    def dependants(self) -> Several:
+        """`c` runs after `a` and any end of `b`; `d` and `e` hang on `b`, which fails; `f` runs after `a`."""
+        ids = {name: str(uuid4()) for name in "abcdef"}
+
+        def one(name: str, *parents: object, fails: int = 0) -> Any:
+            step = self.first(name, fails=fails, task_id=ids[name])
+            step.kwargs["job"]["depends_on"] = list(parents)
+            return step
+
+        any_end = {"job_id": ids["b"], "on_failure": "CONTINUE"}
+        return Several(
+            one("e", ids["d"]), one("d", ids["b"]), one("b", fails=9), one("a"), one("f", ids["a"]),
+            one("c", ids["a"], any_end),
+        )  # fmt: skip
 
     def then(self, name: str, *, output: str = "out", **options: Any) -> Any:
         """A step that reads the output of this name of what came before it."""
@@ -126,6 +152,13 @@ CANVASES = (
         text=None,
         runs="a err",
         calls=("finish",),
+    ),
+    Canvas(
+        name="dependants",
+        make=lambda s: s.dependants(),
+        text="c()",
+        runs="a b c f",
+        calls=("intake", "settle", "finish", "release"),
     ),
     Canvas(
         name="chain with an expired step",

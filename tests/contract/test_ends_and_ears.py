@@ -102,14 +102,14 @@ def _submit(yard: Yard) -> None:
 def test_a_job_that_loses_its_node_each_time_ends_with_that_reason(yard: Yard) -> None:
     _submit(yard)
     yard.tick(["cpu"], lease_s=60)
-    for n in range(10):
+    for n in range(11):
         assert len(yard.claim("n1", f"c{n}", ROOM, ["cpu"], lease_s=60)[1]) == 1
         yard.redis.zadd(keys.LEASES, {"j": 1})
         assert yard.tick(["cpu"], lease_s=60)[0] == 1
     assert yard.claim("n1", "last", ROOM, ["cpu"], lease_s=60)[1] == []
     (entry,) = yard.outbox()[1].values()
-    assert "lost 10 times" in entry["reason"]
-    assert yard.record("j").losses == 10
+    assert "interrupted 11 times" in entry["reason"]
+    assert yard.record("j").losses == 11
 
 
 def test_a_running_job_that_was_revoked_goes_on_but_not_again(yard: Yard) -> None:

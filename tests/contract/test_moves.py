@@ -1,4 +1,6 @@
-"""Random histories on the real Redis functions: every move is legal, and nothing is left when all jobs have ended."""
+"""Random histories on the real Redis functions: every move is legal, no job starts before those that it depends on
+have ended, each ends once, and nothing is left when all have.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +8,24 @@ import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import redis
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from batchyard.broker import keys
+from batchyard.broker import functions, keys
+from batchyard.broker.dependencies import Dependency
 from batchyard.broker.record import Attempt, Claimed
 from batchyard.broker.seal import KeyRing
 from batchyard.broker.state import MOVES, State
 from batchyard.broker.store import Free, Incoming, Yard
+from yardtest.redis import RedisServer
 
 RING = KeyRing.new()
 NODES = ("n1", "n2")
 DEMANDS = st.sampled_from([(1.0, 64), (0.5, 64), (2.0, 128), (3.0, 1024)])
+NONE: st.SearchStrategy[list[str]] = st.just([])
 _ids = itertools.count()
 
 
@@ -47,27 +53,42 @@ class History(RuleBasedStateMachine):
         self.seen: dict[str, State] = {}
         self.nodes = {name: _Node() for name in NODES}
         self.demands: dict[str, float] = {}
+        self.parents: dict[str, dict[str, str]] = {}  # job → what it depends on → on_failure
 
-    @rule(demand=DEMANDS, priority=st.integers(0, 9), late=st.booleans(), repeat=st.booleans(), refused=st.booleans())
-    def submit(self, demand: tuple[float, int], priority: int, late: bool, repeat: bool, refused: bool) -> None:
+    @rule(
+        data=st.data(),
+        demand=DEMANDS,
+        priority=st.integers(0, 9),
+        late=st.booleans(),
+        repeat=st.booleans(),
+        refused=st.integers(0, 5),
+    )
+    def submit(
+        self, data: st.DataObject, demand: tuple[float, int], priority: int, late: bool, repeat: bool, refused: int
+    ) -> None:
         job_id, raw = f"job-{next(_ids)}", b"message"
+        parents = data.draw(
+            st.lists(st.sampled_from(sorted(self.seen)), max_size=3, unique=True) if self.seen else NONE
+        )
+        how = {parent: data.draw(st.sampled_from(["FAIL", "CONTINUE"])) for parent in parents}
         list_key = keys.priority_list("cpu", priority)
         self.redis.lpush(list_key, raw)
         message = Incoming(
             list_key=list_key,
             raw=raw,
-            kind="end" if refused else "job",
-            reason="refused" if refused else "",
+            kind="end" if not refused else "job",
+            reason="refused" if not refused else "",
             id=job_id,
             queue="cpu",
             priority=priority,
             vcpus=demand[0],
             memory_mib=demand[1],
             eta_ms=int((self.yard.now_s() + 3600) * 1000) if late else 0,
+            depends_on=[Dependency.model_validate({"job_id": i, "on_failure": then}) for i, then in how.items()],
             document=RING.seal(b"{}", job_id.encode()),
         )
         assert self.yard.intake([message]) == 1
-        self.seen[job_id], self.demands[job_id] = State.SUBMITTED, demand[0]
+        self.seen[job_id], self.demands[job_id], self.parents[job_id] = State.SUBMITTED, demand[0], how
         if repeat:
             self.redis.lpush(list_key, raw)
             assert self.yard.intake([message]) == 1
@@ -88,7 +109,7 @@ class History(RuleBasedStateMachine):
     @precondition(lambda self: any(node.held for node in self.nodes.values()))
     @rule(
         data=st.data(),
-        what=st.sampled_from(["start", "succeed", "fail", "retry", "drain", "lose"]),
+        what=st.sampled_from(["start", "succeed", "fail", "retry", "later", "drain", "lose"]),
         twice=st.booleans(),
     )
     def move(self, data: st.DataObject, what: str, twice: bool) -> None:
@@ -100,8 +121,9 @@ class History(RuleBasedStateMachine):
             elif what in {"succeed", "fail"}:
                 state = State.SUCCEEDED if what == "succeed" else State.FAILED
                 assert self.yard.settle(job, state, _attempt(name), {"exit_code": "0"}, [], retention_s=600)
-            elif what in {"retry", "drain"}:
-                assert self.yard.give_back(job, _attempt(name, counted=what == "retry"))
+            elif what in {"retry", "later", "drain"}:
+                delay_s = 3600 if what == "later" else 0
+                assert self.yard.give_back(job, _attempt(name, counted=what != "drain"), delay_s=delay_s)
             else:
                 self.redis.zadd(keys.LEASES, {job_id: 1})
                 self.yard.tick(["cpu"], lease_s=60)
@@ -132,8 +154,18 @@ class History(RuleBasedStateMachine):
         for job_id, _ in self.redis.zrange(delayed, 0, -1, withscores=True):
             self.redis.zadd(delayed, {job_id: 1})
 
+    @rule()
+    def controller_dies_after_a_part(self) -> None:
+        for name, entry in self.yard.outbox()[1].items():
+            if name.startswith("deps:"):
+                self.yard.release(entry["id"])
+
     def _deliver(self) -> None:
-        for entry in self.yard.outbox()[1].values():
+        for name, entry in self.yard.outbox()[1].items():
+            if name.startswith("deps:"):
+                while self.yard.release(entry["id"]):
+                    pass
+                continue
             assert self.yard.finish(entry["id"], State.FAILED, {"reason": entry["reason"]}, [], retention_s=600)
             assert not self.yard.finish(entry["id"], State.FAILED, {}, [], retention_s=600)
 
@@ -144,16 +176,36 @@ class History(RuleBasedStateMachine):
             assert after in _reachable(before), f"{job_id}: {before} → {after}"
             self.seen[job_id] = after
 
+    @invariant()
+    def no_job_goes_before_what_it_depends_on_or_waits_for_nothing(self) -> None:
+        partly = {field.removeprefix("deps:") for field in self.yard.outbox()[1] if field.startswith("deps:")}
+        for job_id, parents in self.parents.items():
+            ended = {parent: self.seen[parent] for parent in parents if self.seen[parent].ended}
+            wrong = [i for i, state in ended.items() if state is State.FAILED and parents[i] == "FAIL"]
+            state, ending = self.seen[job_id], self.redis.hget(keys.job(job_id), "ending")
+            blocked = self.redis.hget(keys.job(job_id), "left")
+            if state not in {State.SUBMITTED, State.PENDING, State.FAILED}:
+                assert len(ended) == len(parents), (job_id, parents)
+                assert not wrong, (job_id, wrong)
+            if blocked is not None:
+                assert state is State.PENDING
+                assert int(blocked) > 0
+                assert not ending
+                assert partly & set(ended) or len(ended) < len(parents), (job_id, parents)
+            if wrong and not partly & set(wrong):
+                assert state is State.FAILED or ending, (job_id, wrong)
+
     def teardown(self) -> None:
         if not hasattr(self, "yard"):
             return
         for name, node in self.nodes.items():
             for job in list(node.held.values()):
                 self.yard.settle(job, State.SUCCEEDED, _attempt(name), {}, [], retention_s=600)
-        self.eta_comes()
-        self.yard.tick(["cpu"], lease_s=60)
         room = Free(vcpus=99, memory_mib=1 << 20, gpus=9, disk_gib=99)
         for _ in self.seen:
+            self._deliver()
+            self.eta_comes()
+            self.yard.tick(["cpu"], lease_s=60)
             for job in self.yard.claim("n1", f"claim-{next(_ids)}", room, ["cpu"], lease_s=60, count=8)[1]:
                 self.yard.settle(job, State.SUCCEEDED, _attempt("n1"), {}, [], retention_s=600)
         self._deliver()
@@ -174,11 +226,17 @@ def _reachable(state: State) -> set[State]:
     return found
 
 
-def test_any_history_makes_legal_moves_and_leaves_nothing_behind(fresh_redis_url: str) -> None:
-    machine: Any = type("HistoryHere", (History,), {"url": fresh_redis_url})
+def test_any_history_makes_legal_moves_and_leaves_nothing_behind(
+    own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a job's dependants, two are let go in a call, so that most ends leave some for the controller."""
+    text = functions.library()
+    assert "AT_ONCE = 64" in text
+    monkeypatch.setattr(functions, "library", lambda: text.replace("AT_ONCE = 64", "AT_ONCE = 2"))
+    machine: Any = type("HistoryHere", (History,), {"url": own_redis.url()})
     case = machine.TestCase
     case.settings = settings(
         max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
     )
     case().runTest()
-    assert redis.Redis.from_url(fresh_redis_url).zcard(keys.LEASES) == 0
+    assert redis.Redis.from_url(own_redis.url()).zcard(keys.LEASES) == 0

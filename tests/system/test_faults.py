@@ -55,7 +55,8 @@ def push(yard: TestYard, raw: bytes, queue: str = "cpu") -> None:
 def test_poison_never_stops_intake_or_a_node(yard: TestYard) -> None:
     """Everything that is no message, and every odd value in a good one, some of which get as far as a node."""
     unreadable = [raw for _, raw in poison.unreadable()]
-    odd = dict(poison.askew({"image": "localhost:1/none:1", "command": ["true"], "vcpus": 0.25, "memory_mib": 32}))
+    job = {"image": "localhost:1/none:1", "command": ["true"], "vcpus": 0.25, "memory_mib": 32}
+    odd = dict(poison.askew({**job, "infrastructure_retries": 0}))
     for raw in (*unreadable, *odd.values()):
         push(yard, raw)
     assert yard.send("true").get(timeout=120)["exit_code"] == 0  # behind them all
@@ -90,7 +91,7 @@ def test_a_key_that_is_no_list_holds_up_no_other_queue(yard: TestYard) -> None:
 @pytest.mark.parametrize(
     ("job", "words"),
     [
-        ({"image": "localhost:1/none:1"}, ['image "localhost:1/none:1"']),
+        ({"image": "localhost:1/none:1", "infrastructure_retries": 0}, ['image "localhost:1/none:1"']),
         ({"command": ["nosuch", "-x"]}, ["nosuch"]),
         ({"command": ["/etc"]}, ["/etc"]),
         ({"vcpus": 5}, ["no node", "vcpus 5 of at most 4"]),

@@ -93,6 +93,30 @@ def test_a_parameter_is_put_in_once() -> None:
         ({"gpus": -1}, ["job.gpus", "-1"]),
         ({"gpus": 0.5}, ["job.gpus", "0.5"]),
         ({"attempts": 11}, ["job.attempts", "11", "10"]),
+        ({"evaluate_on_exit": [{"action": "EXIT"}]}, ["job.evaluate_on_exit", "needs attempts"]),
+        ({"attempts": 2, "evaluate_on_exit": "x"}, ["job.evaluate_on_exit", "'x'", "a list of rules"]),
+        ({"attempts": 2, "evaluate_on_exit": [{}]}, ["job.evaluate_on_exit.0.action", "is required"]),
+        ({"attempts": 2, "evaluate_on_exit": [{"action": "STOP"}]}, ["job.evaluate_on_exit.0.action", "'STOP'"]),
+        ({"attempts": 2, "evaluate_on_exit": [{"action": "EXIT"}] * 6}, ["job.evaluate_on_exit", "at most 5"]),
+        (
+            {"attempts": 2, "evaluate_on_exit": [{"action": "EXIT", "on_exit_code": "1*7"}]},
+            ["job.evaluate_on_exit.0.on_exit_code", "'1*7'", "digits only", "at its end"],
+        ),
+        (
+            {"attempts": 2, "evaluate_on_exit": [{"action": "EXIT", "on_reason": "a(b"}]},
+            ["job.evaluate_on_exit.0.on_reason", "'a(b'", "letters, digits"],
+        ),
+        ({"attempts": 2, "evaluate_on_exit": [{"action": "EXIT", "on_reason": "a" * 513}]}, ["on_reason", "512"]),
+        ({"attempts": 2, "evaluate_on_exit": [{"action": "EXIT", "nosuch": "a"}]}, ["no such field", "on_exit_code"]),
+        ({"backoff_s": 0}, ["job.backoff_s", "0"]),
+        ({"depends_on": "a"}, ["job.depends_on", "'a'", "a list of job ids"]),
+        ({"depends_on": ["a", {"job_id": "a", "on_failure": "CONTINUE"}]}, ["job.depends_on = 'a'", "twice"]),
+        ({"depends_on": [{"job_id": "a", "on_failure": "STOP"}]}, ["job.depends_on.0.on_failure", "'STOP'"]),
+        ({"depends_on": [{"job_id": "a", "type": "SEQUENTIAL"}]}, ["no such field", "job_id, on_failure"]),
+        ({"depends_on": ["a b"]}, ["job.depends_on.0.job_id", "'a b'"]),
+        ({"depends_on": [f"j{n}" for n in range(21)]}, ["job.depends_on", "20"]),
+        ({"backoff_s": 3601}, ["job.backoff_s", "3600"]),
+        ({"infrastructure_retries": 101}, ["job.infrastructure_retries", "101", "100"]),
         ({"timeout_s": 0}, ["job.timeout_s"]),
         ({"profile": "privileged"}, ["job.profile", "'strict'", "'aws'"]),
         ({"network": "container:x"}, ["job.network"]),
@@ -263,3 +287,21 @@ def test_the_schema_names_fields_as_producers_write_them() -> None:
     assert '"from"' in text
     assert '"from_"' not in text
     assert set(schema()["properties"]) == set(Job.model_fields)
+
+
+def test_rules_for_retries_stay_when_a_job_is_written_and_read_again() -> None:
+    rules = [{"action": "Retry", "on_status_reason": "Host EC2*"}, {"action": "exit", "on_exit_code": 137}]
+    job = parse(attempts=1, evaluate_on_exit=rules)  # 1 is the default, and must be said all the same
+    assert Job.parse(job.dump()) == job
+    assert job.dump()["evaluate_on_exit"] == [
+        {"action": "RETRY", "on_status_reason": "Host EC2*"},
+        {"action": "EXIT", "on_exit_code": "137"},
+    ]
+
+
+def test_a_dependency_is_an_id_or_says_what_a_failure_does() -> None:
+    told = ["a", {"job_id": "b"}, {"job_id": "c", "on_failure": "CONTINUE"}]
+    job = parse(depends_on=told)
+    assert [(one.job_id, one.on_failure) for one in job.depends_on] == [("a", "FAIL"), ("b", "FAIL"), ("c", "CONTINUE")]
+    assert job.dump()["depends_on"] == ["a", "b", {"job_id": "c", "on_failure": "CONTINUE"}]
+    assert Job.parse(job.dump()) == job

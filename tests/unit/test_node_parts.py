@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from batchyard.broker.errors import InvalidConfig, OutputError
+from batchyard.broker.retry import Strategy
 from batchyard.worker import bootstep, main
 from batchyard.worker.engine.fake import FakeEngine
 from batchyard.worker.engine.parked import ParkedNetworks
@@ -71,9 +72,8 @@ def test_a_signal_that_there_is_not_is_refused(given: object) -> None:
 
 def test_a_reason_that_quotes_a_name_that_is_no_text_is_text() -> None:
     error = OutputError("bad\udcff: is a fifo")
-    end = decide(
-        exit=Exit(code=0, oom=False, started_at=1, finished_at=2), error=error, stop=None, why="", attempt=1, attempts=1
-    )
+    ran = Exit(code=0, oom=False, started_at=1, finished_at=2)
+    end = decide(exit=ran, error=error, stop=None, why="", attempt=1, strategy=Strategy())
     assert end.fate is Fate.FAILED
     assert end.reason.encode() == b"bad?: is a fifo"
 

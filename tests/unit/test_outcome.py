@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from batchyard.broker.errors import BatchyardError, ImageError, OutputError
+from batchyard.broker.errors import (
+    BatchyardError,
+    EngineUnavailable,
+    ImageError,
+    ImageUnavailable,
+    OutputError,
+    StartError,
+    StoreUnavailable,
+)
+from batchyard.broker.retry import ExitRule, Strategy
 from batchyard.worker.engine.protocol import Exit
 from batchyard.worker.outcome import OUT_OF_MEMORY, SUCCEEDED, TIMED_OUT, Fate, Outcome, Stop, decide
 
@@ -19,11 +28,13 @@ def ended(code: int, **more: Any) -> Exit:
 def fate(
     exit: Exit | None = None, error: BatchyardError | None = None, stop: Stop | None = None, **more: Any
 ) -> Outcome:
-    return decide(**{"exit": exit, "error": error, "stop": stop, "why": "why", "attempt": 1, "attempts": 1, **more})
+    how = {"attempts": more.pop("attempts", 1), "rules": more.pop("rules", ())}
+    plain = {"exit": exit, "error": error, "stop": stop, "why": "why", "attempt": 1, "strategy": Strategy(**how)}
+    return decide(**plain | more)
 
 
 def test_exit_code_0_succeeds() -> None:
-    assert fate(ended(0)) == Outcome(fate=Fate.SUCCEEDED, reason=SUCCEEDED, exit_code=0)
+    assert fate(ended(0)) == Outcome(fate=Fate.SUCCEEDED, reason=SUCCEEDED, exit_code=0, status_reason=SUCCEEDED)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +57,8 @@ def test_a_failure_says_how(exit: Exit | None, reason: str) -> None:
 
 
 def test_an_error_before_or_after_the_run_is_the_reason() -> None:
-    assert fate(None, ImageError("no image")) == Outcome(fate=Fate.FAILED, reason="no image", exit_code=None)
+    wanted = Outcome(fate=Fate.FAILED, reason="no image", exit_code=None, status_reason="Task failed to start")
+    assert fate(None, ImageError("no image")) == wanted
     late = fate(ended(0), OutputError("no output"))
     assert (late.fate, late.reason) == (Fate.FAILED, "no output")
 
@@ -70,8 +82,11 @@ def test_why_the_node_stopped_it_counts_more_than_how_it_ended(exit: Exit | None
 
 
 def test_an_engine_restarted_under_a_job_uses_up_no_attempt() -> None:
-    assert fate(ended(137, interrupted=True), attempts=3).fate is Fate.RETURN
-    assert fate(ended(255, interrupted=True)).fate is Fate.RETURN
+    assert fate(ended(137, interrupted=True), attempts=3).fate is Fate.INTERRUPTED
+    assert fate(ended(255, interrupted=True)).fate is Fate.INTERRUPTED
+    last = fate(ended(137, interrupted=True), interruptions=10)
+    assert (last.fate, last.counted) == (Fate.FAILED, False)
+    assert "restarted under the job; interrupted 11 times" in last.reason
     assert fate(ended(0, interrupted=True)).fate is Fate.SUCCEEDED
     assert fate(ended(1, interrupted=True)).fate is Fate.FAILED
 
@@ -79,3 +94,36 @@ def test_an_engine_restarted_under_a_job_uses_up_no_attempt() -> None:
 def test_a_lost_lease_never_writes_anything() -> None:
     for exit, attempt in itertools.product((None, ended(0), ended(9)), (1, 2)):
         assert fate(exit, None, Stop.LOST, attempt=attempt, attempts=2).fate is Fate.FORGET
+
+
+@pytest.mark.parametrize("error", [ImageUnavailable("registry away"), EngineUnavailable("engine away")])
+def test_a_start_that_fails_for_a_passing_reason_uses_up_no_attempt(error: BatchyardError) -> None:
+    outcome = fate(None, error, interruptions=3)
+    assert (outcome.fate, outcome.counted, outcome.delay_s) == (Fate.INTERRUPTED, False, 8)
+    assert fate(None, error, interruptions=10).fate is Fate.FAILED
+
+
+@pytest.mark.parametrize(
+    ("exit", "error", "rule"),
+    [
+        (ended(3), None, {"on_exit_code": "3"}),
+        (ended(137, oom=True), None, {"on_reason": "OutOfMemoryError*", "on_exit_code": "137"}),
+        (ended(1), None, {"on_status_reason": "Essential container in task exited"}),
+        (ended(0), OutputError("output x: missing"), {"on_reason": "output x: missing", "on_exit_code": "0"}),
+        (None, ImageError("x"), {"on_status_reason": "Task failed to start", "on_reason": "CannotPullContainer*"}),
+        (None, ImageUnavailable("x"), {"on_reason": "CannotPullContainerError: x"}),
+        (None, StartError("x"), {"on_reason": "CannotStartContainerError*"}),
+        (None, EngineUnavailable("x"), {"on_reason": "DockerTimeoutError*"}),
+        (None, StoreUnavailable("x"), {"on_reason": "ResourceInitializationError*"}),
+        (ended(255, interrupted=True), None, {"on_status_reason": "Host EC2*"}),
+        (None, None, {"on_reason": "the container never ran"}),
+    ],
+)
+def test_a_rule_sees_the_words_that_aws_batch_has(
+    exit: Exit | None, error: BatchyardError | None, rule: dict[str, str]
+) -> None:
+    stays = ExitRule.model_validate({"action": "exit", **rule})
+    outcome = fate(exit, error, attempts=5, rules=(stays,))
+    assert outcome.fate is Fate.FAILED
+    assert outcome.reason.endswith("rule 1 of evaluate_on_exit ends the job")
+    assert fate(exit, error, attempts=5).fate in {Fate.RETRY, Fate.INTERRUPTED}

@@ -43,7 +43,7 @@ def test_a_job_that_breaks_a_rule_is_told_the_rule(fields: dict[str, Any], said:
 
 def test_a_mistyped_field_is_said_before_the_one_that_is_missing() -> None:
     with pytest.raises(
-        InvalidJob, match=r'job\.imagee = .*no such field; did you mean "image"\? The fields are image,'
+        InvalidJob, match=r'job\.imagee = .*no such field; did you mean "image"\? The fields are definition, image,'
     ):
         Job.parse({"imagee": "busybox"})
 

@@ -101,6 +101,24 @@ def test_an_eta_that_has_passed_asks_for_the_controller() -> None:
     assert "due for 5.0 s; no controller works" in found[0].text
 
 
+def test_a_job_in_its_backoff_says_when_it_is_tried_again() -> None:
+    tried = Attempt(node="n1", started=1.0, ended=2.0, exit_code=3, reason="the command ended with exit code 3")
+    found = explain(
+        facts("PENDING", fields={"attempts": tried.dumps()}, eta_s=NOW_S - 900, retry_at_s=NOW_S + 90, nodes=(node(),))
+    )
+    assert codes(found) == ["backoff", "attempt"]
+    assert "it is tried again, not before" in found[0].text
+    assert "(in 1 min 30 s)" in found[0].text
+
+
+def test_a_job_that_waits_for_others_names_those_that_are_left_with_their_states() -> None:
+    fields = {"depends": '[["a", 0], ["b", 1], ["c", 0]]', "left": "2", "on:b": "1", "on:c": "0"}
+    found = explain(facts("PENDING", fields=fields, depends_on={"b": "RUNNING"}, eta_s=NOW_S + 90, nodes=(node(),)))
+    assert codes(found) == ["depends_on", "depends_on", "delayed"]
+    assert found[0].text == "it waits for job b to end, well or not; that is RUNNING"
+    assert found[1].details == {"depends_on": "c", "on_failure": "FAIL", "state": "gone"}
+
+
 def test_queues_that_the_nodes_serve_first_are_named() -> None:
     assert "jobs wait there: urgent 12" in text(explain(facts(before={"urgent": 12}, nodes=(node(),))))
 

@@ -22,7 +22,15 @@ import urllib3.exceptions
 from docker.errors import APIError, DockerException
 from docker.utils import kwargs_from_env
 
-from batchyard.broker.errors import DiskFull, EngineUnavailable, ImageError, NotFound, Permanent, StartError
+from batchyard.broker.errors import (
+    DiskFull,
+    EngineUnavailable,
+    ImageError,
+    ImageUnavailable,
+    NotFound,
+    Permanent,
+    StartError,
+)
 
 from .logs import FileLog, FollowLog, LogSource
 from .protocol import ContainerSpec, Exit, InitMissing, Listed
@@ -37,6 +45,12 @@ MIN_MEMORY_MIB = 6
 # `max-size` has no word for "unlimited": 10^18 bytes.
 LOG_CONFIG: dict[str, Any] = {"Type": "json-file", "Config": {"max-size": "1000000t", "mode": "blocking"}}
 
+# What a registry or the way to it says that may be well the next time. Not "no such host": that is a wrong name.
+_PASSING = re.compile(
+    r"timeout|deadline exceeded|connection re(set|fused)|\bEOF\b|too ?many ?requests|unexpected HTTP status: (429|5)"
+    r"|temporary failure in name resolution|server misbehaving|no route to host|network is unreachable",
+    re.IGNORECASE,
+)
 _NOT_RUNNING = re.compile("is not running|already finished")
 _GONE = (OSError, urllib3.exceptions.HTTPError, ValueError)
 """What docker-py lets through when the engine goes away before, during or in the middle of an answer."""
@@ -333,9 +347,11 @@ def _refusal(what: str, reason: str) -> DiskFull | EngineUnavailable | StartErro
     return StartError(f"{what}: {reason}")
 
 
-def _image_error(image: str, reason: str) -> DiskFull | ImageError:
+def _image_error(image: str, reason: str) -> DiskFull | ImageError | ImageUnavailable:
     if "no space left on device" in reason:
         return DiskFull(f'image "{image}" cannot be pulled: {reason}; free some of the engine\'s disk')
+    if _PASSING.search(reason):
+        return ImageUnavailable(f'image "{image}" cannot be pulled now: {reason}')
     return ImageError(f'image "{image}" cannot be had: {reason}; check its name and the node\'s registry login')
 
 

@@ -113,7 +113,8 @@ class Engine(Protocol):
         ...
 
     def pull(self, image: str) -> None:
-        """Fetch an image. ImageError: unknown, or the registry refuses. DiskFull: no room for it."""
+        """Fetch an image. ImageError: unknown, or the registry refuses. ImageUnavailable: the registry is away, or has
+        no time. DiskFull: no room for it."""
 
     def import_image(self, image: str, layer: bytes) -> None:
         """Make an image of one layer, a tar. Nothing happens when there is one of this name."""

@@ -1,0 +1,140 @@
+"""What a job waits for: other jobs' ends, and at the door those that have not been taken in yet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence, Set
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from .errors import InvalidJob
+from .fields import OrText
+
+if TYPE_CHECKING:
+    from .store import Incoming, Yard
+
+MOST = 20
+_TAKEN_IN_S = 2.0
+JobId = Annotated[str, Field(pattern=r"^[^\s\x00|]+$", max_length=255)]
+
+
+class Dependency(OrText):
+    """A job that must have ended before this one starts. A string stands for `{"job_id": …}`.
+
+    on_failure: what its failure does. FAIL: this job fails at once; CONTINUE: any end counts.
+    """
+
+    job_id: JobId
+    on_failure: Literal["FAIL", "CONTINUE"] = "FAIL"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return {"job_id": value} if isinstance(value, str) else value
+
+    @model_serializer(mode="wrap")
+    def _short_again(self, dump: SerializerFunctionWrapHandler) -> Any:
+        return self.job_id if self.on_failure == "FAIL" else dump(self)
+
+
+def repeated(depends_on: Sequence[Dependency]) -> str | None:
+    """The first id that is there twice."""
+    ids = [one.job_id for one in depends_on]
+    return next((job_id for n, job_id in enumerate(ids) if job_id in ids[:n]), None)
+
+
+def check_known(yard: Yard, queues: Sequence[str], ids: Sequence[str], sent: Collection[str]) -> None:
+    """Raises InvalidJob: one of these jobs was never sent. sent: what the caller itself has sent a moment ago.
+
+    Returns also when messages wait to be taken in for so long that nobody can tell: intake decides then.
+    """
+    end_s = time.monotonic() + _TAKEN_IN_S
+    unknown = [job_id for job_id in ids if job_id not in sent]
+    while unknown:
+        listed = any(depth.lists for depth in yard.depth(queues).values())  # asked first: a move into a record is one
+        unknown = [job_id for job_id in unknown if not yard.exists(job_id)]
+        if unknown and not listed:
+            rule = "depends on an unknown job: it was never sent here, or its record has expired"
+            raise InvalidJob("depends_on", unknown[0], rule)
+        if time.monotonic() > end_s:
+            return
+        time.sleep(0.05 if unknown else 0)
+
+
+PATIENCE_S, LONGEST_S = 5.0, 60.0
+MOST_HELD = 128  # of a list; while there are more, those behind them wait
+MOST_TRIED = 64  # of a queue in one round
+_TRY_AGAIN_S = 0.25
+_LONGEST_PAUSE_S = 1.0  # of this process, or of Redis: it is not counted
+
+
+@dataclass(slots=True)
+class _Held:
+    message: Incoming
+    since_s: float
+    waited_s: float = 0.0
+    tried: int = 0
+
+    def over(self, now_s: float) -> bool:
+        return self.waited_s >= PATIENCE_S or now_s - self.since_s >= LONGEST_S
+
+
+class Doorstep:
+    """Messages that stay in their lists for a while: what they depend on may be sent, and not be taken in yet.
+
+    A producer that sends parent and child in a row to two queues may have the child seen first. One waits for
+    PATIENCE_S in which nothing else was left to be taken in, and for LONGEST_S at most. Bounded in number. Forgotten
+    with the process: the next one begins anew.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._held: dict[str, dict[bytes, _Held]] = {}
+        self._last_s = self._tried_s = clock()
+        self._moved = True
+
+    def count(self, list_key: str) -> int:
+        """How many of this list wait."""
+        return len(self._held.get(list_key, ()))
+
+    def admits(self, list_key: str, raw: bytes) -> bool:
+        """Whether this message is to be read: it does not wait already, and there is room for one more to wait."""
+        held = self._held.get(list_key, {})
+        return raw not in held and len(held) < MOST_HELD
+
+    def again(self, lists: Sequence[str]) -> list[Incoming]:
+        """Those of these lists whose turn it is to be tried, the last time for some. Call once a round and list."""
+        now_s = self._clock()
+        if not self._moved and now_s - self._tried_s < _TRY_AGAIN_S:
+            return []
+        held = [one for key in lists for one in self._held.get(key, {}).values()]
+        held = sorted(held, key=lambda one: one.tried)[:MOST_TRIED]
+        for one in held:
+            one.tried += 1
+        return [replace(one.message, patient=not one.over(now_s)) for one in held]
+
+    def tried(self, messages: Sequence[Incoming], left: Set[int]) -> None:
+        """What became of messages: left are the numbers of those that stayed in their lists."""
+        now_s = self._clock()
+        for n, message in enumerate(messages):
+            held = self._held.setdefault(message.list_key, {})
+            if n in left:
+                held.setdefault(message.raw, _Held(message=message, since_s=now_s))
+            else:
+                held.pop(message.raw, None)
+            if not held:
+                del self._held[message.list_key]
+
+    def round_ended(self, *, taken: int, drained: bool) -> None:
+        """taken: messages in this round. drained: all lists were read to their ends, so none waits behind others."""
+        now_s = self._clock()
+        passed_s = min(now_s - self._last_s, _LONGEST_PAUSE_S)
+        if self._moved or now_s - self._tried_s >= _TRY_AGAIN_S:
+            self._tried_s = now_s
+        self._last_s, self._moved = now_s, taken > 0
+        if drained:
+            for held in self._held.values():
+                for one in held.values():
+                    one.waited_s += passed_s
