@@ -38,6 +38,7 @@ def yard(folder: Path, nodes: Sequence[str], tell: Tell) -> Iterator[Endpoints]:
     config = folder / "yard.yaml"
     config.write_text(json.dumps(_config(nodes, vcpus, memory_mib), indent=1))  # JSON is YAML
     size = ["--vcpus", f"{vcpus:g}", "--memory-mib", str(memory_mib), "--grace-s", "1"]
+    size += ["--copies-memory-mib", "0"]  # what is on disk is there when the demo is run again
     with ExitStack() as stack:
         tell("batchyard up")
         words = ["--state", str(folder / "state"), "--config", str(config), "--name", left, *size, store_word()]
