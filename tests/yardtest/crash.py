@@ -43,6 +43,7 @@ _STAYS = {
     keys.CONTROLLER,
     keys.REAPER,
     keys.KEY_MARK,
+    keys.STORE,
     keys.STAND_IN,
     "unacked_mutex",  # kombu's, for its own queues of remote control
 }
