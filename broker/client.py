@@ -181,9 +181,10 @@ class Client:
         """Raises NotFound."""
         return self.yard.record(job_id)
 
-    def whole_id(self, name: str) -> str:
+    def whole_id(self, name: str, *, least: int = 4) -> str:
         """The id of one of the newest 1,000 jobs that begins like this; a name that none has, or that is a job's own,
-        stays as it is. Only ids that Celery made are found. Raises InvalidConfig: several begin so.
+        stays as it is. Only ids that Celery made are found. Raises InvalidConfig: several begin so, or
+        one does and name has fewer than `least` characters.
         """
         if not _SHORT_ID.fullmatch(name) or self.records([name]):
             return name
@@ -192,6 +193,8 @@ class Client:
         if len(found) > 1:
             more = f" and {len(found) - 8} more" if len(found) > 8 else ""
             raise InvalidConfig(f'"{name}" may be {", ".join(found[:8])}{more}; give more of the id')
+        if found and len(name) < least:
+            raise InvalidConfig(f'"{name}" is short for {found[0]}; give at least {least} characters of the id')
         return found[0] if found else name
 
     def records(self, ids: Sequence[str]) -> dict[str, Record]:

@@ -8,6 +8,8 @@ environments:
 schedules:
   nightly: {cron: "30 2 * * *", timezone: Europe/Berlin, definition: report}    # see `schedule.Schedule`
 lease_s: 30
+
+A file without `schedules` leaves those of the file before as they are; `schedules: {}` removes them.
 """
 
 from __future__ import annotations

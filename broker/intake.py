@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from . import keys, message
 from .config import Config
 from .definitions import Find, Known, expand, refuse
-from .dependencies import MOST_HELD, Doorstep
+from .dependencies import Doorstep
 from .errors import BrokerUnavailable, IntegrityError, InvalidJob
 from .job import Job, resolve
 from .message import Document, Message
@@ -120,9 +120,24 @@ class Intake:
     def run(self, config: Config) -> int:
         """One batch from each list that has messages, most urgent first. Returns how many messages were taken."""
         self._drained = True
+        self._ask()
         taken = sum(self._queue(queue, config) for queue in config.by_priority())
         self._door.round_ended(taken=taken, drained=self._drained)
         return taken
+
+    def _ask(self) -> None:
+        """Whether what messages at the door wait for is there now: they may be large, so they are not sent to ask."""
+        waiting = self._door.to_ask()
+        if not waiting:
+            return
+        pipe = self._yard.redis.pipeline(transaction=False)
+        for one in waiting:
+            pipe.exists(*(keys.job(on.job_id) for on in one.depends_on))
+            pipe.exists(keys.job(one.id), keys.cancelled(one.id))  # it ended, or somebody else has taken it in
+        answers = self._yard.guard(pipe.execute)
+        known, ended = answers[::2], answers[1::2]
+        ready = [n == len(one.depends_on) or end > 0 for one, n, end in zip(waiting, known, ended, strict=True)]
+        self._door.told(waiting, ready)
 
     def _queue(self, queue: str, config: Config) -> int:
         lists = keys.priority_lists(queue)
@@ -130,9 +145,18 @@ class Intake:
         for key in lists:
             pipe.lrange(key, -self._window(key), -1)
         pipe.get(keys.DEFINITIONS_VERSION)
-        *batches, version = self._yard.guard(lambda: pipe.execute(raise_on_error=False))
-        found = self._found(dict(zip(lists, batches, strict=True)))
-        again = self._door.again(lists)
+        *answers, version = self._yard.guard(lambda: pipe.execute(raise_on_error=False))
+        batches = {key: lines[::-1] for key, lines in zip(lists, answers, strict=True) if isinstance(lines, list)}
+        taken = self._batches(queue, batches, version, config)
+        for key, lines in batches.items():
+            self._door.seen(key, lines)
+        return taken
+
+    def _batches(
+        self, queue: str, batches: Mapping[str, Sequence[bytes]], version: bytes | None, config: Config
+    ) -> int:
+        found = self._found(batches)
+        again = self._door.again(list(batches))
         if not found and not again:
             return 0
         self._definitions.at(version)
@@ -151,15 +175,20 @@ class Intake:
             return sum(self._alone(one, error) for one in messages)
 
     def _window(self, list_key: str) -> int:
-        return BATCH + self._door.count(list_key)
+        waiting = self._door.count(list_key)
+        return max(1, waiting) if self._door.full(list_key) else waiting + BATCH
 
-    def _found(self, batches: Mapping[str, object]) -> list[tuple[str, bytes]]:
-        """Messages that are to be read, by their lists, at most BATCH."""
-        lists = {key: batch for key, batch in batches.items() if isinstance(batch, list)}
-        found = [(key, raw) for key, batch in lists.items() for raw in reversed(batch) if self._door.admits(key, raw)]
-        if len(found) > BATCH or any(
-            len(batch) >= self._window(key) and self._door.count(key) < MOST_HELD for key, batch in lists.items()
-        ):
+    def _found(self, batches: Mapping[str, Sequence[bytes]]) -> list[tuple[str, bytes]]:
+        """Messages that are to be read, by their lists, at most BATCH. batches: oldest first."""
+        found: list[tuple[str, bytes]] = []
+        for key, lines in batches.items():
+            if self._door.full(key):
+                continue
+            fresh = [(key, raw) for raw in lines if not self._door.waits(key, raw)]
+            if fresh and len(lines) >= self._window(key):
+                self._drained = False
+            found += fresh
+        if len(found) > BATCH:
             self._drained = False
         return found[:BATCH]
 

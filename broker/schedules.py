@@ -25,7 +25,7 @@ from .remote import celery_app
 from .schedule import Due, Schedule
 from .seal import KeyRing
 from .state import State
-from .store import Yard
+from .store import KEEP_CANCEL_S, Yard
 
 Origin = Literal["config", "runtime"]
 _NAMESPACE = uuid.UUID("8f5c51a5-6d0f-5a0b-9f0e-3f1c2f6f6a11")
@@ -112,12 +112,19 @@ class Schedules:
         self._state(name, "ENABLED")
 
     def run_now(self, name: str) -> str:
-        """Sends its job once, paused or not, whatever its overlap; the job's id. Raises NotFound, InvalidConfig."""
-        schedule = self.show(name)
+        """Sends its job once, paused or not, whatever its overlap; the job's id.
+
+        Raises NotFound (no such schedule, no such queue any more), InvalidConfig.
+        """
+        schedule, config = self.show(name), self._yard.config()
+        _check_queue(schedule, config)
         job_id, now = str(uuid.uuid4()), int(self._yard.now_s() * 1000)
         with celery_app(self._yard.url) as app:
             raw = message(app, schedule, job_id, now)
-        sent = self._functions.call("fire", name, "", now, "", "", job_id, list_of(schedule), raw, "allow", 0, "")
+        sent = self._functions.call(
+            "fire", name, "", now, "", "", job_id, list_of(schedule), raw, "allow", config.retention_s * 1000, "",
+            KEEP_CANCEL_S,
+        )  # fmt: skip
         if sent == b"stale":
             raise _unknown(name)
         return job_id
@@ -162,14 +169,18 @@ class Schedules:
 
 def check(schedule: Schedule, config: Config, find: Find) -> None:
     """Whether its job could be sent now. Raises InvalidConfig, NotFound (no such queue)."""
-    if schedule.queue not in config.queues:
-        raise NotFound(f'queue "{schedule.queue}" is not known; choose of {", ".join(config.by_priority())}')
+    _check_queue(schedule, config)
     try:
         reason = config.refusal(schedule.queue, Job.parse(expand(schedule.job, find)))
     except InvalidJob as error:
         reason = str(error)
     if reason is not None:
         raise InvalidConfig(f'schedule "{schedule.name}": {reason}')
+
+
+def _check_queue(schedule: Schedule, config: Config) -> None:
+    if schedule.queue not in config.queues:
+        raise NotFound(f'queue "{schedule.queue}" is not known; choose of {", ".join(config.by_priority())}')
 
 
 def job_id_of(ring: KeyRing, name: str, due: int) -> str:

@@ -324,11 +324,11 @@ class Witness:
         self._ended = False
 
     def see(self, chunk: memoryview) -> None:
-        """The next chunk: CHUNK_BYTES, only the last may be shorter."""
-        if self._ended or len(chunk) > CHUNK_BYTES:
-            raise ValueError(f"chunks have {CHUNK_BYTES} bytes, only the last one less")
-        self._ended = len(chunk) < CHUNK_BYTES
-        self._marks.append(self._mark(len(self._marks), chunk))
+        """The next chunk: CHUNK_BYTES, only the last may be shorter. After that the source grew: nothing is known."""
+        if len(chunk) > CHUNK_BYTES:
+            raise ValueError(f"a chunk has at most {CHUNK_BYTES} bytes")
+        self._marks.append(b"" if self._ended else self._mark(len(self._marks), chunk))
+        self._ended = self._ended or len(chunk) < CHUNK_BYTES
 
     def knows(self, index: int, chunk: memoryview, *, last: bool) -> bool:
         """Whether the chunk at this index was the same, and the last one if this is; nothing has one empty chunk."""

@@ -35,7 +35,7 @@ def serve_controller(url: str, key_file: Path, config_file: Path | None, *, on_r
     given = yard_config.load(config_file) if config_file else None
     yard = open_yard(url, key_file)
     yard.prepare()
-    if given is not None:
+    if given is not None and "schedules" in given.model_fields_set:  # a file that has no such part says nothing of them
         Schedules(yard, lambda: yard.ring).apply(given.schedules)
     config = settle_config(yard, given)
     followups = Followups(url, result_expires_s=config.result_expires_s)

@@ -24,6 +24,7 @@ class SideHash:
         self._waiting: deque[memoryview] = deque()
         self._changed = threading.Condition()
         self._busy = False
+        self._ticket = 0  # taken by the one that works: a task that a pool kept after it had raised is void
 
     def update(self, piece: memoryview) -> None:
         with self._changed:
@@ -34,14 +35,19 @@ class SideHash:
                 return
             self._waiting.append(piece)
             self._busy = True
+            ticket = self._ticket
         if idle:
             try:
-                _hashers().submit(self._work)
-            except RuntimeError:  # the interpreter ends
-                self._work()
+                _hashers().submit(self._work, ticket)
+            except RuntimeError:  # the interpreter ends, or there is no thread more
+                self._work(ticket)
 
-    def _work(self) -> None:
-        """While anything waits."""
+    def _work(self, ticket: int) -> None:
+        """While anything waits, unless another does."""
+        with self._changed:
+            if ticket != self._ticket:
+                return
+            self._ticket += 1
         while True:
             with self._changed:
                 if not self._waiting:

@@ -13,12 +13,13 @@ from .functions import Functions
 from .remote import celery_app
 from .schedule import Due, Schedule
 from .schedules import due_pair, job_id_of, list_of, message, opened
-from .store import Yard
+from .store import KEEP_CANCEL_S, Yard
 
 log = logging.getLogger(__name__)
 LOOK_S = 0.5  # how late a schedule that was added just now may be
 _BATCH, _MOST_READ = 64, 4096
 _AGAIN_MS = 60_000  # when one that cannot be read is looked at again
+_JUMP_MS = 60_000  # a clock that went back by more, and times that lie ahead by more, are mended
 
 
 class Timetable:
@@ -28,6 +29,7 @@ class Timetable:
         self._yard, self._functions = yard, Functions(yard.redis)
         self._app = celery_app(yard.url)
         self._read: dict[str, tuple[bytes, Schedule]] = {}
+        self._seen_ms: int | None = None  # the latest moment, of Redis's clock
 
     def round(self, config: Config) -> float:
         """Sends a bounded number of jobs; seconds until there is something to do again, at most LOOK_S.
@@ -40,6 +42,11 @@ class Timetable:
         pipe.zrange(keys.SCHEDULES_DUE, 0, _BATCH, withscores=True)
         (seconds, micros), first = self._yard.guard(pipe.execute)
         now = int(seconds) * 1000 + int(micros) // 1000
+        if self._seen_ms is None or now < self._seen_ms - _JUMP_MS:
+            self._set_back(now)
+            first = self._yard.guard(lambda: redis.zrange(keys.SCHEDULES_DUE, 0, _BATCH, withscores=True))
+            self._seen_ms = now
+        self._seen_ms = max(now, self._seen_ms)
         due = [name.decode() for name, fire in first if fire <= now]
         for name in due:
             try:
@@ -53,10 +60,29 @@ class Timetable:
             return 0.0
         return min([LOOK_S, *(max(0.001, float(fire - now) / 1000) for _, fire in first[:1])])
 
+    def _set_back(self, now: int) -> None:
+        """Schedules that a clock put forward has taken beyond their next time come when it is due again."""
+        redis = self._yard.redis
+        names = [raw.decode() for raw in self._yard.guard(lambda: redis.smembers(keys.SCHEDULES))]
+        pipe = redis.pipeline(transaction=False)
+        for name in names:
+            pipe.hmget(keys.schedule(name), ("doc", "due"))
+        for name, (sealed, due) in zip(names, self._yard.guard(pipe.execute), strict=True):
+            try:
+                wanted = None if sealed is None else rules.first(self._opened(name, sealed), now)
+            except Exception as error:  # it is said again when its time comes
+                log.error("schedule %s: %s", name, error)
+                wanted = None
+            if wanted is not None and due is not None and int(due) <= wanted.due + _JUMP_MS:
+                wanted = None
+            elif wanted is not None:
+                log.warning("schedule %s: its next time is set back, the clock was wrong", name)
+            self._functions.call("schedule_back", name, due or "", *due_pair(wanted))
+
     def _deal_with(self, name: str, now: int, config: Config) -> None:
-        asked = ("doc", "due", "state", "last_id")
+        asked = ("doc", "due", "state")
         told: Any = self._yard.guard(lambda: self._yard.redis.hmget(keys.schedule(name), asked))
-        sealed, due, state, last_id = told
+        sealed, due, state = told
         if sealed is None or due is None or state != b"ENABLED":  # it was changed just now
             self._yard.guard(lambda: self._yard.redis.zadd(keys.SCHEDULES_DUE, {name: now + _AGAIN_MS}, xx=True))
             return
@@ -67,8 +93,6 @@ class Timetable:
         note = ""
         if schedule.queue not in config.queues:
             note = f'queue "{schedule.queue}" is not configured any more: nothing is sent'
-        elif schedule.overlap == "replace" and found.fires and last_id is not None:
-            self._yard.cancel(last_id.decode(), f"schedule {name} replaces it", terminate=True)
         if note or not found.fires:
             self._fire(schedule, due.decode(), None, found.next, config, note)
             return
@@ -87,7 +111,7 @@ class Timetable:
         raw = b"" if at is None else message(self._app, schedule, job_id, at)
         done: bytes = self._functions.call(
             "fire", schedule.name, expected, at or 0, *due_pair(following), job_id, list_of(schedule), raw,
-            schedule.overlap, config.retention_s * 1000, note,
+            schedule.overlap, config.retention_s * 1000, note, KEEP_CANCEL_S,
         )  # fmt: skip
         if done == b"skipped":
             log.info("schedule %s: its last job has not ended, so this time falls out", schedule.name)

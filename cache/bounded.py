@@ -25,11 +25,12 @@ class Bounded:
 
     It keeps its own account, since a store's own quota comes late. An account may say too much for a while, never too
     little. Until `count` has compared it with what is there, which takes a look at each object that the index does not
-    know, nothing new is taken (DiskFull); what is there can be read.
+    know, nothing new is taken (DiskFull); what is there can be read. keep: the name of an object that neither counts
+    nor goes.
     """
 
-    def __init__(self, store: Store, index: Index, limit_bytes: int) -> None:
-        self._store, self._index = store, index
+    def __init__(self, store: Store, index: Index, limit_bytes: int, *, keep: str | None = None) -> None:
+        self._store, self._index, self._keep = store, index, keep
         self._guard = threading.Lock()
         self._shelf = Shelf(limit_bytes, (entry for _, entry in index.load(LEVEL)))
         self._used = max((entry.used for entry in self._shelf), default=0)
@@ -48,6 +49,8 @@ class Bounded:
             return
         seen: set[str] = set()
         for name in self._store.names():
+            if name == self._keep:
+                continue
             seen.add(name)
             with self._guard:
                 known = self._shelf.get(name) is not None

@@ -221,13 +221,25 @@ class LocalCopies:
         self._note(owner, digest, None)
         return found.path
 
+    def look(self, kind: Kind, digest: Digest, owner: str) -> bool:
+        """Whether the copy is here; if so, it stays until this owner is unpinned. No use of it that is counted."""
+        return self._held.use(key_of(kind, parse_digest(digest)), owner) is not None
+
     @contextmanager
     def landing(self, kind: Kind, bytes_: int | None) -> Iterator[Path]:
         """A new path to make a copy at, which will count so much (None: nobody knows). What is left there at the end
         goes away. DiskFull.
+
+        What may grow goes to the last folder, the roomiest one; so does what others left no room for in the first ones.
         """
         mark = f"{PREFIX}{secrets.token_hex(12)}"
-        folder = self._held.reserve(mark, bytes_ or charge(0), self._held.folders, "an input")
+        last = self._held.folders[-1]
+        usable = [last] if bytes_ is None else list(self._held.folders)
+        folder = self._held.reserve(mark, bytes_ or charge(0), usable, "an input")
+        while folder is not last and folder.free_bytes() < (bytes_ or 0):
+            self._held.release(folder, mark)
+            usable.remove(folder)
+            folder = self._held.reserve(mark, bytes_ or charge(0), usable, "an input")
         path = folder.path(f"{kind}/{mark}")
         with self._guard:
             self._landings[path] = folder, mark

@@ -11,6 +11,8 @@ import io
 import mimetypes
 import os
 import re
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -97,11 +99,11 @@ class Delivery:
         todo = [piece for piece in self._pieces if piece.temporary not in self._uploaded]
         _side_by_side(lambda piece: self._upload(work, piece), todo)
 
-    def place(self, confirm: Callable[[], None]) -> None:
-        """Copies to the names that are wanted, after `confirm` has not raised."""
-        confirm()
+    def place(self, confirm: Callable[[], None], *, fresh_s: float, now: Callable[[], float] = time.monotonic) -> None:
+        """Copies to the names that are wanted, each after `confirm` has not raised, less than `fresh_s` ago."""
+        confirmed = _Confirmed(confirm, fresh_s, now)
         todo = [piece for piece in self._pieces if piece.key not in self._placed]
-        _side_by_side(self._place, todo)
+        _side_by_side(lambda piece: self._place(piece, confirmed), todo)
 
     def sweep(self) -> None:
         """Deletes the temporary objects, also those whose upload was not heard to end."""
@@ -141,9 +143,31 @@ class Delivery:
             raise OutputError(f"{shown[:200]!r} changed while it was read; let the job end what writes it")
         self._uploaded.add(piece.temporary)
 
-    def _place(self, piece: _Piece) -> None:
+    def _place(self, piece: _Piece, confirmed: _Confirmed) -> None:
+        if self._stopped():
+            raise StoreUnavailable("it was given up: its job was told to stop")
+        confirmed.again()
         self._bucket.copy(piece.temporary, piece.key, piece.size, piece.kind)
         self._placed.add(piece.key)
+
+
+class _Confirmed:
+    """That the job is ours, which is asked at once, and again when the answer is old. Share it between threads."""
+
+    def __init__(self, confirm: Callable[[], None], fresh_s: float, now: Callable[[], float]) -> None:
+        self._confirm, self._fresh_s, self._now = confirm, fresh_s, now
+        self._guard = threading.Lock()
+        self._ask()
+
+    def again(self) -> None:
+        with self._guard:
+            if self._now() - self._asked_s >= self._fresh_s:
+                self._ask()
+
+    def _ask(self) -> None:
+        asked_s = self._now()  # before: the answer may have taken long
+        self._confirm()
+        self._asked_s = asked_s
 
 
 class _Hashed(io.RawIOBase):

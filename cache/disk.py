@@ -19,7 +19,7 @@ from batchyard.broker.errors import IntegrityError, NotFound, StoreUnavailable
 from batchyard.broker.seal import Readable
 
 from .newfile import PREFIX, local_disk, new_file, sync_directory
-from .store import check_name
+from .store import check_name, is_name
 
 _BUFFER_BYTES = 1 << 20
 SWEEP_AFTER_S = 24 * 3600.0
@@ -94,6 +94,7 @@ class DirectoryStore:
             # O_NONBLOCK: something else than a file, planted there, must not block
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
+            _must_be_there(path.parent)
             raise NotFound(f"object {name} is not in the store") from None
         except OSError as error:
             raise StoreUnavailable(f"cannot read {path}: {error.strerror}") from error
@@ -101,22 +102,34 @@ class DirectoryStore:
             yield _ObjectFile(file, path)
 
     def stat(self, name: str) -> int | None:
+        path = self._place(name)
         try:
-            return os.lstat(self._place(name)).st_size
+            return os.lstat(path).st_size
         except FileNotFoundError:
+            _must_be_there(path.parent)
             return None
         except OSError as error:
-            raise StoreUnavailable(f"cannot read {self._place(name)}: {error.strerror}") from error
+            raise StoreUnavailable(f"cannot read {path}: {error.strerror}") from error
 
     def delete(self, name: str) -> None:
         path = self._place(name)
         with local_disk(path):
-            path.unlink(missing_ok=True)
+            try:
+                path.unlink()
+            except FileNotFoundError:
+                _must_be_there(path.parent)
 
     def names(self) -> Iterator[str]:
-        for folder in self._objects.iterdir():
-            for entry in folder.iterdir():
-                try:
-                    yield check_name(entry.name)
-                except ValueError:
-                    continue  # not ours
+        for number in range(256):
+            folder = self._objects / f"{number:02x}"
+            try:
+                found = os.listdir(folder)
+            except OSError as error:
+                raise StoreUnavailable(f"cannot read {folder}: {error.strerror}") from error
+            yield from filter(is_name, found)  # others are not ours
+
+
+def _must_be_there(folder: Path) -> None:
+    """All folders are made with the store: one that is gone tells nothing of an object."""
+    if not folder.is_dir():
+        raise StoreUnavailable(f"there is no folder {folder}; see whether the store's file system is mounted")

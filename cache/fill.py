@@ -145,7 +145,13 @@ class Fill:
         for piece in self._early:
             pipe.write(piece)
         self._early = []
-        threading.Thread(target=self._put, args=(pipe, size), name="fill", daemon=True).start()
+        try:
+            threading.Thread(target=self._put, args=(pipe, size), name="fill", daemon=True).start()
+        except RuntimeError:  # no thread more
+            self._slots.release()
+            self._pipe = None
+            self._close()
+            return False
         return True
 
     def _asked(self) -> int | None:

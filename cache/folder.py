@@ -110,6 +110,12 @@ class Folder:
         if fd >= 0:
             os.close(fd)
 
+    def free_bytes(self) -> int:
+        """What the disk has left for anybody, whatever the budget says."""
+        with local_disk(self.root):
+            there = os.statvfs(self.root)
+        return there.f_bavail * there.f_frsize
+
     def path(self, key: str) -> Path:
         return self.root / key
 

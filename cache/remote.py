@@ -8,6 +8,7 @@ a copy is here.
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -89,9 +90,13 @@ class RemoteInputs:
         with self._alone(name, shown(wanted.uri), stopped):
             known = self._known.get(name)
             say(f"fetches {shown(wanted.uri)}")
-            here = self._copies.find(kind, known.digest, owner) if known is not None else None
-            visit = _Visit(wanted, name, known, here, owner, stopped)
-            path = self._file(visit, place) if kind == "file" else self._tree(visit, place)
+            look = f"{owner}?{secrets.token_hex(8)}"  # not the owner's: what has changed must be free to go
+            try:
+                here = known is not None and self._copies.look(kind, known.digest, look)
+                visit = _Visit(wanted, name, known if here else None, kind, owner, look, stopped)
+                path = self._file(visit, place) if kind == "file" else self._tree(visit, place)
+            finally:
+                self._copies.unpin(look)
         return _sized(path, wanted)
 
     @contextmanager
@@ -123,6 +128,7 @@ class RemoteInputs:
             size = body.size if body.size is not None else visit.wanted.size
             if size is not None and size > self._most:
                 raise body.too_large(size, self._most)
+            self._copies.unpin(visit.look)
             with self._copies.landing("file", None if size is None else charge(size)) as path:
                 check_room(path.parent, size or 0, body.shown)
                 with new_file(path.parent) as new:
@@ -154,6 +160,7 @@ class RemoteInputs:
                 raise InputError(
                     f"{place} has {planned.size} bytes, and this node fetches {self._most} at most (--fetch-gib)"
                 )
+            self._copies.unpin(visit.look)
             with self._copies.landing("tree", planned.charge) as path:
                 check_room(path.parent, planned.size, str(place))
                 try:
@@ -174,11 +181,13 @@ class RemoteInputs:
 
     def _still(self, visit: _Visit) -> Path:
         assert visit.known is not None
-        assert visit.here is not None
         visit.check(visit.known.digest)
+        path = self._copies.find(visit.kind, visit.known.digest, visit.owner)
+        if path is None:  # pinned, and yet removed by somebody else
+            raise StoreUnavailable(f"the copy of {shown(visit.wanted.uri)} has gone meanwhile; it is fetched anew")
         with self._guard:
             self.unchanged += 1
-        return visit.here
+        return path
 
     def _note(self, visit: _Visit, digest: Digest, size: int, validator: str | None) -> None:
         if validator is not None:
@@ -191,18 +200,21 @@ class RemoteInputs:
 
 @dataclass(frozen=True, slots=True)
 class _Visit:
-    """One look at one object. known: what it was; here: the copy of that, if it is here."""
+    """One look at one object. known: what it was, if the copy of that is here; look: who pins that copy until the
+    server has answered.
+    """
 
     wanted: Wanted
     name: str
     known: Known | None
-    here: Path | None
+    kind: Kind
     owner: str
+    look: str
     stopped: Stopped
 
     @property
     def validator(self) -> str | None:
-        return self.known.validator if self.known is not None and self.here is not None else None
+        return self.known.validator if self.known is not None else None
 
     def check(self, digest: Digest) -> None:
         """InputError: it is not what the job says that it is."""

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 
 from minio.error import S3Error
 
+from batchyard.broker.errors import StoreUnavailable
 from batchyard.broker.seal import Readable
 
 from .access import S3Access
@@ -79,7 +80,10 @@ class S3Store:
             return None
         if answer.status != 200:
             raise self._calls.error(answer, f"object {name}")
-        return int(answer.header("Content-Length"))
+        length = answer.header("Content-Length")
+        if not (length.isascii() and length.isdigit()):
+            raise StoreUnavailable(f"{self._calls.where} does not say how large object {name} is; is it an S3?")
+        return int(length)
 
     def delete(self, name: str) -> None:
         key = self._key(name)

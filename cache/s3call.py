@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
+from xml.etree.ElementTree import ParseError
 
 import urllib3
 from minio.error import MinioException, S3Error
@@ -132,6 +133,8 @@ class Calls:
             raise StoreUnavailable(f"{self.where} answers {error.code}: {error.message}") from error
         except (urllib3.exceptions.HTTPError, OSError, MinioException) as error:
             raise StoreUnavailable(f"{self.where} does not answer: {reason(error)}{_advice(error)}") from error
+        except (ParseError, ValueError) as error:
+            raise StoreUnavailable(f"{self.where} does not answer as S3 does: {reason(error)}") from error
 
     def error(self, answer: Answer, what: str) -> BatchyardError:
         """What an answer that is no success says. what: "object …"."""

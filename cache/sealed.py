@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from batchyard.broker.errors import (
     BatchyardError,
@@ -26,7 +26,7 @@ from batchyard.broker.errors import (
     NotFound,
     StoreUnavailable,
 )
-from batchyard.broker.seal import KeyRing, Opening, Readable, SealUnknown, Witness
+from batchyard.broker.seal import KeyRing, Opening, Readable, SealUnknown, Witness, read_full
 
 from .digest import Blob, Digest, Kind, copy_hashed, digest_of, parse_digest
 from .newfile import new_file
@@ -34,8 +34,16 @@ from .store import CopyLost, Store, Unreadable, levels
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+_HEAD_BYTES = 256
 OnBytes: TypeAlias = Callable[[int], None]
 """Hears how many more bytes of content are done; in the end, of a call that succeeds, as many as the blob has."""
+
+
+@runtime_checkable
+class Resting(Protocol):
+    """A store of levels that can leave its nearer ones alone for a while."""
+
+    def rest(self, error: BatchyardError) -> None: ...
 
 
 @dataclass(slots=True)
@@ -203,20 +211,29 @@ class BlobStore:
         every = levels(self._store)
         for level in every:
             durable = level is every[-1]
+            head: bytes | None = None
             try:
                 with level.get(name) as reader:
-                    for _ in self._ring.opening(reader, digest).chunks():
+                    head = _head_of(reader)
+                    for _ in self._ring.opening(_From(head, reader), digest).chunks():
                         pass
             except SealUnknown as error:
                 return error
             except NotFound:
                 continue
             except (IntegrityError, Unreadable):
-                level.delete(name)
-                self.counters.add(corrupt=1)
-                if not durable:
-                    return CopyLost(f"{cause}; that copy was deleted, try again")
-                break
+                try:
+                    deleted = _delete_same(level, name, head)
+                except StoreUnavailable as error:
+                    if durable or not isinstance(self._store, Resting):
+                        raise
+                    self._store.rest(error)
+                    return CopyLost(f"{cause}; that copy could not be deleted and is left alone, try again: {error}")
+                if deleted:
+                    self.counters.add(corrupt=1)
+                    if not durable:
+                        return CopyLost(f"{cause}; that copy was deleted, try again")
+                    break
             except StoreUnavailable:
                 if durable:
                     raise
@@ -224,6 +241,42 @@ class BlobStore:
             said = f"{cause} at first and did at a second look; try again"
             return StoreUnavailable(said) if len(every) == 1 else CopyLost(said)
         return IntegrityError(f"{cause}; it was deleted from the store, put it again")
+
+
+def _head_of(reader: Readable) -> bytes:
+    """Of an object: its header and more, which no two puts have in common, not even of one blob."""
+    head = bytearray(_HEAD_BYTES)
+    return bytes(head[: read_full(reader, memoryview(head))])
+
+
+def _delete_same(level: Store, name: str, head: bytes | None) -> bool:
+    """Delete an object unless it was put again since it was judged; head: None if it could not be read. Whether it is
+    gone. StoreUnavailable.
+    """
+    try:
+        with level.get(name) as reader:
+            if _head_of(reader) != head:
+                return False
+    except NotFound:
+        return True
+    except Unreadable:
+        pass
+    level.delete(name)
+    return True
+
+
+class _From:
+    """A reader that begins with what was read already."""
+
+    def __init__(self, head: bytes, reader: Readable) -> None:
+        self._head, self._reader = memoryview(head), reader
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        if not self._head:
+            return self._reader.readinto(buffer) or 0
+        count = min(len(buffer), len(self._head))
+        buffer[:count], self._head = self._head[:count], self._head[count:]
+        return count
 
 
 def _again(act: Callable[[], T]) -> T:

@@ -84,13 +84,13 @@ class Tiered:
         except Unreadable:
             raise
         except StoreUnavailable as error:
-            self._rest(error)
+            self.rest(error)
             return None
 
     def _failed(self, name: str, error: StoreUnavailable) -> BatchyardError:
         """The near store stopped in the middle: what to raise, so that the next try reads the far one."""
         first = not self._resting()
-        self._rest(error)
+        self.rest(error)
         if first:  # it may be this object alone
             with suppress(BatchyardError):
                 self._near.delete(name)
@@ -133,14 +133,15 @@ class Tiered:
 
     def _refused(self, error: BatchyardError) -> None:
         if isinstance(error, StoreUnavailable):
-            self._rest(error)
+            self.rest(error)
         elif not isinstance(error, DiskFull):  # a budget that has no room for it, as a rule
             log.warning("not kept in the near store: %s", error)
 
     def _resting(self) -> bool:
         return self._clock() < self._rest_until
 
-    def _rest(self, error: BatchyardError) -> None:
+    def rest(self, error: BatchyardError) -> None:
+        """Only the far store is read and written for a while."""
         if not self._resting():
             log.warning("the near store is left alone for %g s: %s", REST_S, error)
         self._rest_until = self._clock() + REST_S

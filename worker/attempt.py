@@ -319,6 +319,7 @@ class Execution:
             mark=AttemptMark.of(self._tools.yard_id, self._claimed.id, self._claimed.token),
             secrets=self._tools.options.secrets,
             confirm=self._confirm,
+            fresh_s=self._tools.config.lease_s / 3,
             stopped=lambda: self._stop is not None,
         )
         try:

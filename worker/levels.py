@@ -9,20 +9,20 @@ import logging
 import threading
 from dataclasses import dataclass
 
-from batchyard.broker.errors import BatchyardError, BrokerUnavailable, StoreUnavailable
+from batchyard.broker.errors import BatchyardError, BrokerUnavailable, DiskFull, InvalidConfig, StoreUnavailable
 from batchyard.broker.store import Yard
-from batchyard.cache.bounded import Bounded
+from batchyard.cache.bounded import LEVEL, Bounded
 from batchyard.cache.copies import LocalCopies
 from batchyard.cache.counted import Counted
 from batchyard.cache.folder import Folder
 from batchyard.cache.index import Index
 from batchyard.cache.late import Late
-from batchyard.cache.place import store_at
 from batchyard.cache.sealed import BlobStore
 from batchyard.cache.store import Store
 from batchyard.cache.tiered import Tiered
 
 from . import memory
+from .near_store import mark_of, open_near_store
 from .options import NodeOptions
 from .yard_store import open_yard_store
 
@@ -90,7 +90,8 @@ def open_levels(options: NodeOptions, yard: Yard) -> Levels:
     if options.near is None:
         blobs = BlobStore(far, ring)
         return Levels(blobs=blobs, copies=LocalCopies(blobs, index, folders), far=far, yard_store=yard_store)
-    bounded = Bounded(_near(options.near), index, int(options.near_gib * 2**30))
+    near_store = _near(options.near, yard, index, durable=options.store)
+    bounded = Bounded(near_store, index, int(options.near_gib * 2**30), keep=mark_of(ring))
     threading.Thread(target=_count, args=(bounded,), name="count the near store", daemon=True).start()
     near = Counted(bounded)
     blobs = BlobStore(Tiered(near, far), ring)
@@ -98,9 +99,22 @@ def open_levels(options: NodeOptions, yard: Yard) -> Levels:
     return Levels(blobs=blobs, copies=copies, far=far, near=near, bounded=bounded, yard_store=yard_store)
 
 
-def _near(spec: str) -> Store:
-    """A bucket that does not answer is reached later; a folder that cannot be used is a mistake."""
-    return _try(Late(lambda: store_at(spec, create=True, sweep_after_s=0)), spec)
+def _near(spec: str, yard: Yard, index: Index, *, durable: str) -> Store:
+    """A bucket that does not answer is reached later; a folder that cannot be used is a mistake. InvalidConfig."""
+    known = {entry.key for _, entry in index.load(LEVEL)}
+    started = False
+
+    def reach() -> Store:
+        try:
+            return open_near_store(spec, yard.ring, known, durable=durable)
+        except (InvalidConfig, DiskFull) as error:
+            if not started:
+                raise
+            raise StoreUnavailable(str(error)) from error  # the node works: without it
+
+    late = _try(Late(reach), spec)
+    started = True
+    return late
 
 
 def _try(late: Late, spec: str) -> Late:
@@ -121,4 +135,6 @@ def _count(near: Bounded) -> None:
             return
         except BatchyardError as error:
             log.warning("the near store is not used yet: %s", error)
-            pause.wait(_COUNT_AGAIN_S)
+        except Exception:
+            log.exception("the near store is not used yet")
+        pause.wait(_COUNT_AGAIN_S)

@@ -189,6 +189,8 @@ class Node:
                 raise
             except BatchyardError as error:
                 log.warning("no job is taken before the store is there: %s", error)
+            except Exception:
+                log.exception("no job is taken before the store is there")
             self._closing.wait(1)
 
     def _refuse(self, error: InvalidConfig) -> None:

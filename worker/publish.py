@@ -2,8 +2,9 @@
 
 A destination is somebody else's name, so only the attempt that holds the job may write it. Each output first goes to
 keys of this attempt alone, under `.batchyard/` beside the destination; then Redis is asked whether the job is still
-ours; then the server copies. And before all that, the attempt deletes what earlier attempts of the job left: one that
-was cut off meanwhile, and wakes after it was told that the job is its own, finds nothing to copy any more.
+ours, and again and again while the server copies. And before all that, the attempt deletes what earlier attempts of the
+job left: one that was cut off meanwhile, and wakes after it was told that the job is its own, finds nothing to copy any
+more.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class Kept:
 class Publisher:
     """`publish` may be called again after it raised, and goes on where it was.
 
-    confirm: raises unless the job is still this attempt's; called right before a destination is written. stopped:
-    nobody wants the outputs any more.
+    confirm: raises unless the job is still this attempt's; called right before a destination is written, and again when
+    that takes longer than `fresh_s`, well below the lease. stopped: nobody wants the outputs any more.
     """
 
     def __init__(
@@ -55,10 +56,12 @@ class Publisher:
         mark: AttemptMark,
         secrets: Path | None,
         confirm: Callable[[], None],
+        fresh_s: float,
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self._blobs, self._job, self._work = blobs, job, work
         self._mark, self._secrets, self._confirm, self._stopped = mark, secrets, confirm, stopped
+        self._fresh_s = fresh_s
         self._buckets = Buckets(OutputError)
         self._kept: dict[str, Kept] = {}
         self._deliveries: dict[str, Delivery] = {}
@@ -71,7 +74,7 @@ class Publisher:
                     self._keep(name, output)
         for name, delivery in self._deliveries.items():
             with _of(name):
-                delivery.place(self._confirm)
+                delivery.place(self._confirm, fresh_s=self._fresh_s)
         self.clean()
         return self._kept
 

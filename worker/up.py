@@ -27,6 +27,7 @@ from batchyard.broker.config import Config
 from batchyard.broker.endpoints import Endpoints, absolute_store, default_state
 from batchyard.broker.errors import EngineUnavailable, InvalidConfig, NotFound
 from batchyard.broker.remote import TRANSPORT_OPTIONS
+from batchyard.broker.schedules import Schedules
 from batchyard.broker.seal import KeyRing
 from batchyard.broker.store import Yard
 
@@ -325,7 +326,7 @@ def _machine(settings: Settings, yard: Yard) -> Path | None:
     gpus = len(gpu.discover(settings.gpus))
     here = yard_config.single_machine(settings.vcpus, settings.memory_mib, gpus, settings.disk_gib)
     try:
-        if not _is_machine(there := yard.config()):
+        if not _is_machine(there := yard.config()) or _has_schedules(yard):
             _say(f"queues as configured before ({', '.join(there.by_priority())}); --config FILE changes them")
             return None
     except NotFound:
@@ -334,6 +335,11 @@ def _machine(settings: Settings, yard: Yard) -> Path | None:
     path.write_text("# Written by `batchyard up` at each start; copy it to begin one for --config.\n"
                     + yaml.safe_dump(here.model_dump(mode="json"), sort_keys=False))  # fmt: skip
     return path
+
+
+def _has_schedules(yard: Yard) -> bool:
+    """Whether a configuration that somebody made left schedules; one of `up` has none."""
+    return any(one.origin == "config" for one in Schedules(yard, lambda: yard.ring).list())
 
 
 def _is_machine(config: Config) -> bool:

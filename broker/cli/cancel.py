@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..client import Client
 
 _UNKNOWN = "unknown"
+_LEAST = 8  # characters of a cut id: what is cancelled does not come back
 _SAID = {
     "stored": "is not taken in yet; it is cancelled if it comes within a day",
     "ended": "has ended already",
@@ -39,11 +40,12 @@ _SAID = {
 def cancel(doors: Doors, ids: Sequence[str], reason: str, waiting_only: bool, ahead: bool, as_json: bool) -> int:
     """End jobs. One that runs gets SIGTERM, and SIGKILL when it does not end.
 
+    An id may be cut to its first eight or more characters.
     Exits with 1 when there is an id that the yard does not know, unless --ahead is given.
     """
     answers: dict[str, str] = {}
     with doors.client() as client:
-        for job_id in map(client.whole_id, ids):
+        for job_id in [client.whole_id(one, least=_LEAST) for one in ids]:  # all are known before one is cancelled
             there = ahead or _sent(client, job_id)
             answers[job_id] = client.cancel(job_id, reason, terminate=not waiting_only) if there else _UNKNOWN
     if as_json:

@@ -156,8 +156,8 @@ def submit(
     from . import wait as waiting
     from .jobfile import FileJob, read
 
-    if file is None and not fields["image"]:
-        raise click.UsageError("no image was named; give --image IMAGE, or jobs with -f FILE")
+    if file is None and not fields["image"] and not fields["definition"]:
+        raise click.UsageError("no image was named; give --image or --definition, or jobs with -f FILE")
     given = {"queue": queue, "countdown_s": countdown_s, "expires_s": expires_s}
     told = read(file) if file else [FileJob(job={}, sending={}, file="", folder=Path())]
     if follow and len(told) > 1:

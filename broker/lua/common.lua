@@ -197,6 +197,29 @@ local function withdraw(id, queue, class)
   unblock(id, queue)
 end
 
+-- See cancel.lua, which says what it answers. keep: seconds.
+local function cancel_job(id, reason, terminate, keep)
+  local job = K.job(id)
+  local h = redis.call('HMGET', job, 'state', 'queue', 'class', 'node', 'ending')
+  if not h[1] then
+    redis.call('SET', K.cancelled(id), reason, 'EX', keep)
+    return 'stored'
+  end
+  if h[1] == 'SUCCEEDED' or h[1] == 'FAILED' or h[5] then return 'ended' end
+  if h[1] == 'STARTING' or h[1] == 'RUNNING' then
+    if not terminate and h[1] == 'RUNNING' then
+      redis.call('HSETNX', job, 'revoked', reason)   -- it may end by itself, and is not run again
+      return 'running'
+    end
+    redis.call('HSETNX', job, 'cancel', reason)
+    redis.call('PUBLISH', K.control, h[4] .. ' ' .. id)
+    return 'stopping'
+  end
+  decide_end(id, 'REVOKED', reason)
+  withdraw(id, h[2], h[3])
+  return 'cancelled'
+end
+
 -- Why a job that has lost its node is not tried again, or nil. infra: how many interruptions it may have, -1 when a
 -- rule of its own ends it.
 local function too_often(infra, interruptions)

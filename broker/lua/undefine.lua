@@ -1,8 +1,10 @@
 -- undefine(name, revision, keep s) -> 1, 0 when there is no such revision
 -- It serves no new job from now on; it can be looked at for `keep` seconds more. A repeat changes nothing.
 -- Keys: definitions_active, definitions_version, definition.
+local LOOK_BACK = 1000                         -- one that lies further back serves nothing any more
+
 local function latest_active(name, below)
-  for n = below, 1, -1 do
+  for n = below, math.max(1, below - LOOK_BACK + 1), -1 do
     if redis.call('HGET', K.definition(name .. ':' .. num(n)), 'state') == 'ACTIVE' then return num(n) end
   end
 end

@@ -106,6 +106,17 @@ def test_the_latest_active_revision_is_the_one_that_serves(definitions: Definiti
     assert definitions.show("a").state == "INACTIVE"
 
 
+def test_a_revision_far_behind_serves_no_more_and_the_look_back_has_an_end(
+    yard: Yard, definitions: Definitions
+) -> None:
+    definitions.register("a", ONE)
+    yard.redis.hset(keys.DEFINITIONS, "a", 9 * 10**8)
+    assert definitions.register("a", ONE).revision == 9 * 10**8 + 1
+    definitions.deregister(f"a:{9 * 10**8 + 1}")
+    assert yard.redis.hget(keys.DEFINITIONS_ACTIVE, "a") is None
+    assert definitions.register("a", ONE).revision == 9 * 10**8 + 2
+
+
 def test_what_is_not_there_is_told(definitions: Definitions) -> None:
     with pytest.raises(NotFound, match="a:1"):
         definitions.deregister("a:1")

@@ -228,6 +228,58 @@ def test_a_list_full_of_children_without_parents_is_taken_in_in_the_end(yard: Ya
     assert states(yard, "behind") == ["RUNNABLE"]
 
 
+def seconds_until_empty(yard: Yard, *, between: Any = None, step_s: float = 0.5) -> float:
+    """By a made-up clock, until the list is empty."""
+    now_s = 0.0
+    intake = Intake(yard, clock=lambda: now_s)
+    while yard.redis.llen("cpu"):
+        if between:
+            between()
+        intake.run(CONFIG)
+        now_s += step_s
+        assert now_s < 60
+    return now_s
+
+
+@pytest.mark.parametrize("copies", [64, 65, 300])
+def test_copies_of_one_message_wait_no_longer_than_one(yard: Yard, copies: int) -> None:
+    for _ in range(copies):
+        send(yard, "orphan", "nobody")
+    assert seconds_until_empty(yard) < 9
+    deliver(yard)
+    assert yard.record("orphan").reason == "job.depends_on = 'nobody': no such job"
+
+
+def test_what_waits_at_one_list_waits_a_bounded_time_while_another_is_never_empty(yard: Yard) -> None:
+    numbers = itertools.count()
+
+    def busy() -> None:
+        for _ in range(65 - yard.redis.llen("late")):
+            send(yard, f"more{next(numbers)}", queue="late")
+
+    send(yard, "orphan", "nobody")
+    assert seconds_until_empty(yard, between=busy, step_s=1) <= 12
+
+
+def test_large_messages_do_not_wait_in_number_and_are_not_sent_again_to_ask(yard: Yard) -> None:
+    for n in range(12):
+        raw = poison.envelope(f"orphan{n}", {"image": "i", "depends_on": ["parent"]})
+        yard.redis.lpush("cpu", json.dumps({**raw, "padding": "x" * (1 << 20)}))
+    now_s = 0.0
+    intake = Intake(yard, clock=lambda: now_s)
+    assert intake.run(CONFIG) == 0
+    assert intake.run(CONFIG) == 12 - 7  # 7 of somewhat more than 1 MiB have room to wait
+    before = yard.redis.info("stats")["total_net_input_bytes"]
+    for _ in range(4):
+        now_s += 0.5
+        assert intake.run(CONFIG) == 0
+    assert yard.redis.info("stats")["total_net_input_bytes"] - before < 1 << 20
+    send(yard, "parent", queue="late")
+    assert [intake.run(CONFIG), intake.run(CONFIG)] == [1, 7]
+    deliver(yard)
+    assert states(yard, *(f"orphan{n}" for n in range(12))) == ["PENDING"] * 7 + ["FAILED"] * 5
+
+
 def test_an_unknown_job_is_waited_for_in_the_list_and_not_for_ever(yard: Yard) -> None:
     child = incoming("child", *on("parent"), patient=True)
     yard.redis.lpush("cpu", child.raw)

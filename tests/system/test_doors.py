@@ -191,7 +191,7 @@ def test_queues_show_what_waits_wherever_it_stands(batchyard: Any) -> None:
         lambda: [q for q in json.loads(batchyard("queues", "--json")[1]) if q["depth"]["lists"] == 0], "intake"
     )
     assert shown[0]["name"] == "cpu"
-    assert shown[0]["depth"] == {"lists": 0, "index": 2, "delayed": 1, "total": 3}
+    assert shown[0]["depth"] == {"lists": 0, "index": 2, "delayed": 1, "blocked": 0, "total": 3}
     assert batchyard("queues")[1].splitlines()[1].split()[:5] == ["cpu", "ENABLED", "1", "3", "1"]
 
 

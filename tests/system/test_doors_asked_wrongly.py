@@ -117,7 +117,10 @@ def test_a_short_id_stands_for_the_one_job_that_begins_so(batchyard: Run, fresh_
     assert (code, like in err, job_id in err) == (2, True, True)
     client.zrem(keys.JOBS, like)
     client.close()
-    assert batchyard("cancel", job_id[:4]) == (0, f"{job_id} is cancelled\n", "")
+    code, _, err = batchyard("cancel", job_id, job_id[:7])
+    assert (code, "at least 8 characters" in err) == (2, True)
+    assert "RUNNABLE" in (said := batchyard("status", job_id)[1]) or "PENDING" in said  # none of both was cancelled
+    assert batchyard("cancel", job_id[:8]) == (0, f"{job_id} is cancelled\n", "")
     assert batchyard("cancel", "ffff0000")[0] == 1 or job_id.startswith("ffff0000")
 
 

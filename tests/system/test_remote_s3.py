@@ -222,6 +222,9 @@ class Attempt:
         self.place, self.asked = place, 0
         self.on_confirm: Callable[[], object] = lambda: None
 
+        self.on_stopped: Callable[[], bool] = lambda: False
+        self.fresh_s = 60.0
+
     def publisher(self, **outputs: Any) -> Publisher:
         def spec(value: Any) -> Any:
             if isinstance(value, str):
@@ -232,7 +235,16 @@ class Attempt:
         job = Job.parse({"image": "i", "outputs": {name: spec(value) for name, value in outputs.items()}})
         mark = AttemptMark.of("yard", self._claimed.id, self._claimed.token)
         secrets = self._folder / "secrets"
-        return Publisher(self._blobs, job, self.work, mark=mark, secrets=secrets, confirm=self._confirm)
+        return Publisher(
+            self._blobs,
+            job,
+            self.work,
+            mark=mark,
+            secrets=secrets,
+            confirm=self._confirm,
+            fresh_s=self.fresh_s,
+            stopped=lambda: self.on_stopped(),
+        )
 
     def publish(self, **outputs: Any) -> dict[str, Kept]:
         return self.publisher(**outputs).publish()
@@ -331,6 +343,34 @@ def test_nothing_is_written_before_the_yard_has_said_yes(attempt: Attempt, place
     assert place.get("t") == b"older"
     publisher.clean()
     assert place.all() == ["t"]
+
+
+def test_a_lease_that_is_lost_between_two_files_ends_the_writing(attempt: Attempt, place: Place) -> None:
+    (attempt.work / "out").mkdir()
+    for number in range(8):
+        (attempt.work / "out" / str(number)).write_bytes(DATA)
+    attempt.fresh_s = 0
+
+    def third_is_no() -> None:
+        if attempt.asked >= 3:
+            raise OutputError("the lease is lost")
+
+    attempt.on_confirm = third_is_no
+    publisher = attempt.publisher(a=("/work/out", "r/"))
+    with pytest.raises(OutputError, match="the lease is lost"):
+        publisher.publish()
+    publisher.clean()
+    assert len(place.all()) == 1
+
+
+def test_who_was_told_to_stop_writes_no_more(attempt: Attempt, place: Place) -> None:
+    (attempt.work / "t").write_bytes(DATA)
+    attempt.on_confirm = lambda: setattr(attempt, "on_stopped", lambda: True)
+    publisher = attempt.publisher(a=("/work/t", "t"))
+    with pytest.raises(StoreUnavailable, match="told to stop"):
+        publisher.publish()
+    publisher.clean()
+    assert place.all() == []
 
 
 def test_an_attempt_that_was_cut_off_finds_nothing_to_copy_when_it_wakes(

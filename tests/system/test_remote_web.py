@@ -85,6 +85,27 @@ def test_what_has_changed_is_fetched_anew(site: Website, inputs: RemoteInputs) -
     assert inputs.stage(wanted(site, "/data"), "a").read_bytes() == b"new"
 
 
+def test_what_has_changed_takes_the_place_of_what_it_was(site: Website, tmp_path: Path) -> None:
+    (tmp_path / "copies").mkdir()
+    copies = LocalCopies(
+        BlobStore(MemoryStore(), KeyRing.new()), Index(tmp_path / "copies"), [Folder(tmp_path / "copies", 400_000)]
+    )
+    inputs = RemoteInputs(copies, KnownRemotes(tmp_path / "known"), Web(["localhost"]))
+    site.pages["/data"] = Page(body=DATA, etag='"1"')
+    inputs.stage(wanted(site, "/data"), "a")
+    copies.unpin("a")
+    other = os.urandom(len(DATA))
+    site.pages["/data"] = Page(body=other, etag='"2"')
+    assert inputs.stage(wanted(site, "/data"), "b").read_bytes() == other
+    assert not copies.is_pinned(DIGEST)
+    assert inputs.stage(wanted(site, "/data"), "c").read_bytes() == other
+    copies.unpin("b")
+    assert copies.is_pinned("sha256:" + hashlib.sha256(other).hexdigest())
+    copies.unpin("c")
+    assert not copies.is_pinned("sha256:" + hashlib.sha256(other).hexdigest())
+    copies.close()
+
+
 def test_an_input_that_names_its_digest_is_not_asked_for_while_it_is_here(site: Website, inputs: RemoteInputs) -> None:
     site.pages["/data"] = Page(body=DATA)
     for _ in range(2):

@@ -263,6 +263,23 @@ def test_a_configuration_names_the_queues_and_is_remembered(up: Up, image: str, 
     assert record.state is State.SUCCEEDED
 
 
+def test_without_the_configuration_its_schedules_stay(up: Up, tmp_path: Path) -> None:
+    with_schedule = tmp_path / "yard.yaml"
+    up.start()
+    up.stop()
+    machine = (up.state / "machine.yaml").read_text()  # queues and environments of `up` itself
+    with_schedule.write_text(machine + "schedules: {nightly: {cron: '@daily', job: {image: busybox}}}\n")
+    up.start("--config", str(with_schedule))
+    up.stop()
+    without = tmp_path / "without.yaml"
+    without.write_text(machine)
+    for words in ((), ("--config", str(without))):  # a file that says nothing of schedules leaves them too
+        up.start(*words)
+        with Client.connect(up.state) as client:
+            assert [one.name for one in client.schedules.list()] == ["nightly"]
+        up.stop()
+
+
 def test_the_readmes_python_runs_as_it_stands(tmp_path: Path, image: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()

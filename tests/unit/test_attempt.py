@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 
+from batchyard.broker.config import single_machine
 from batchyard.broker.errors import EngineUnavailable
 from batchyard.broker.job import Job
 from batchyard.broker.record import Claimed
@@ -77,7 +78,7 @@ def tools(tmp_path: Path, engine: Flaky) -> Tools:
         yard=nothing,
         yard_id="y",
         hostname="n@batchyard",
-        config=nothing,
+        config=single_machine(2, 512, 0, 1),
         options=options,
         engine=engine,
         puller=Puller(engine),

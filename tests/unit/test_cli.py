@@ -66,6 +66,13 @@ def test_a_wrong_command_line_exits_with_2(words: list[str], capsys: pytest.Capt
     assert "Usage: batchyard" in capsys.readouterr().err
 
 
+def test_a_job_needs_an_image_or_a_definition(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["submit", "--", "true"]) == 2
+    assert "--image or --definition" in capsys.readouterr().err
+    assert cli.run(["submit", "--definition", "nightly"]) == 2
+    assert "no yard is known here" in capsys.readouterr().err  # so far it gets
+
+
 def test_without_a_yard_a_command_says_how_to_get_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["list"]) == 2
     said = capsys.readouterr().err

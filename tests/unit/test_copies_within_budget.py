@@ -321,6 +321,37 @@ def test_a_landing_that_grew_beyond_its_room_evicts_or_is_refused(node: Node, bl
     assert node.there() == copies.counts.held_bytes // BLOCK - 1
 
 
+def test_what_may_grow_lands_in_the_last_folder(node: Node) -> None:
+    copies = node.start(3, memory_blocks=3)
+    with copies.landing("file", None) as unknown, copies.landing("file", BLOCK) as known:
+        assert unknown.is_relative_to(node.top / "scratch")
+        assert known.is_relative_to(node.top / "memory")
+
+
+def test_a_landing_leaves_out_memory_that_others_have_filled(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    copies = node.start(3, memory_blocks=3)
+    free = Folder.free_bytes
+    monkeypatch.setattr(Folder, "free_bytes", lambda self: BLOCK if self.place == "memory" else free(self))
+    with copies.landing("file", BLOCK) as small, copies.landing("file", 2 * BLOCK) as large:
+        assert small.is_relative_to(node.top / "memory")
+        assert large.is_relative_to(node.top / "scratch")
+        assert copies.counts.held_bytes == 3 * BLOCK
+    assert copies.counts.held_bytes == 0
+
+
+def test_a_look_keeps_a_copy_until_it_is_over_and_counts_nothing(node: Node, blobs: BlobStore) -> None:
+    one = blob(blobs, 1)
+    copies = node.start(3)
+    assert not copies.look("file", one.digest, "look")
+    in_turn(copies, one)
+    counts = copies.counts
+    assert copies.look("file", one.digest, "look")
+    assert copies.is_pinned(one.digest)
+    copies.unpin("look")
+    assert not copies.is_pinned(one.digest)
+    assert copies.counts == counts
+
+
 def test_a_landing_that_is_left_leaves_nothing(node: Node) -> None:
     copies = node.start(3)
     with copies.landing("tree", 2 * BLOCK) as path:

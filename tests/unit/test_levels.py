@@ -333,6 +333,39 @@ def test_a_far_store_that_is_away_is_said(blobs: BlobStore, tiered: Tiered, near
     assert blobs.read_bytes(digest, 100) == b"data"
 
 
+def test_a_near_copy_that_is_bad_and_cannot_be_deleted_does_not_keep_from_the_far_one(
+    blobs: BlobStore, tiered: Tiered, near: Moody, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = blobs.put_bytes(b"data").digest
+    assert tiered.settle(30)
+    damage(near, next(near.names()))
+
+    def read_only(name: str) -> None:
+        raise StoreUnavailable("read-only file system")
+
+    monkeypatch.setattr(near, "delete", read_only)
+    assert blobs.read_bytes(digest, 100) == b"data"
+    assert blobs.read_bytes(digest, 100) == b"data"
+
+
+def test_a_near_store_for_which_no_thread_can_be_started_costs_nothing_else(
+    tiered: Tiered, near: Moody, far: Moody, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_more(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_more)
+        for number in range(20):
+            assert put(tiered, f"{number:064x}", b"x" * (5 << 20 if number == 0 else 1))
+        assert tiered.settle(0)
+    assert list(near.names()) == []
+    assert len(list(far.names())) == 20
+    assert put(tiered, "f" * 64, b"x")
+    assert tiered.settle(30)
+    assert list(near.names()) == ["f" * 64]
+
+
 # -- a store that forgets
 
 

@@ -266,3 +266,39 @@ def test_a_blob_survives_json(blobs: BlobStore) -> None:
     for change in ({"size": -1}, {"size": True}, {"kind": "dir"}, {"digest": "x"}):
         with pytest.raises(InputError):
             Blob.from_json({**blob.as_json(), **change})
+
+
+def test_a_folder_store_that_is_unmounted_is_away_and_not_empty(tmp_path: Path) -> None:
+    store, name = DirectoryStore(tmp_path / "store"), "a" * 64
+    (tmp_path / "store").rename(tmp_path / "gone")
+    with pytest.raises(StoreUnavailable, match="mounted"), store.get(name):
+        pass
+    with pytest.raises(StoreUnavailable, match="mounted"):
+        store.stat(name)
+    with pytest.raises(StoreUnavailable, match="mounted"):
+        store.delete(name)
+    with pytest.raises(StoreUnavailable):
+        list(store.names())
+
+
+def test_a_good_object_that_was_put_again_meanwhile_is_not_deleted(ring: KeyRing) -> None:
+    class Mended(MemoryStore):
+        """Somebody puts the object again after the second look."""
+
+        reads = 0
+
+        def get(self, name: str) -> AbstractContextManager[Readable]:
+            self.reads += 1
+            if self.reads == 4:
+                self.delete(name)
+                BlobStore(self, ring).put_bytes(b"data")
+            return super().get(name)
+
+    store = Mended()
+    blobs = BlobStore(store, ring)
+    digest = blobs.put_bytes(b"data").digest
+    damage(store, ring.name(digest))
+    with pytest.raises(StoreUnavailable, match="try again"):
+        blobs.read_bytes(digest, 100)
+    assert blobs.read_bytes(digest, 100) == b"data"
+    assert blobs.counters.corrupt == 0

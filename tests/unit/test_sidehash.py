@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -49,3 +50,30 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
             found.update(memoryview(bytes(1 << 20)))
         os._exit(0 if found.hexdigest() == hashlib.sha256(bytes(5 << 20)).hexdigest() else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+class Pool:
+    """Keeps what it is given; full: and raises all the same, as a pool does where no thread can be started."""
+
+    def __init__(self) -> None:
+        self.full, self.tasks = True, list[Callable[[], object]]()
+
+    def submit(self, act: Callable[..., object], *args: object) -> None:
+        self.tasks.append(lambda: act(*args))
+        if self.full:
+            raise RuntimeError("can't start new thread")
+
+
+def test_a_task_that_a_pool_kept_without_a_thread_for_it_is_void(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, found, data = Pool(), SideHash(), os.urandom(3 << 20)
+    monkeypatch.setattr("batchyard.broker.sidehash._hashers", lambda: pool)
+    first, second, third = (memoryview(data)[at << 20 : (at + 1) << 20] for at in range(3))
+    found.update(first)
+    pool.full = False
+    found.update(second)
+    found.update(third)
+    stray, right = pool.tasks
+    stray()
+    assert found._busy
+    right()
+    assert found.hexdigest() == hashlib.sha256(data).hexdigest()

@@ -1,0 +1,55 @@
+"""A node's near store, opened: a place of this node alone, since what is there beyond its budget is deleted."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Container
+from pathlib import Path
+
+from batchyard.broker.errors import IntegrityError, InvalidConfig
+from batchyard.broker.seal import KeyRing
+from batchyard.cache.identity import store_id
+from batchyard.cache.place import store_at
+from batchyard.cache.store import Store
+
+_ABOUT = "mark of a near store"
+_NEVER_S = 10 * 365 * 24 * 3600.0
+
+
+def mark_of(ring: KeyRing) -> str:
+    """The name of the small object that says that a store is a node's near one."""
+    return ring.name(_ABOUT)
+
+
+def open_near_store(spec: str, ring: KeyRing, known: Container[str], *, durable: str) -> Store:
+    """The store of a spec, marked as near; nothing of it is deleted before it is seen to be one. known: the names of
+    objects that this node put there. durable: the spec of the yard's store. InvalidConfig: it may be somebody's only
+    copy. StoreUnavailable, DiskFull.
+    """
+    if _same(spec, durable):
+        raise InvalidConfig("--near and --store are the same place; give --near an empty one, or leave it out")
+    store = store_at(spec, create=True, sweep_after_s=_NEVER_S)
+    if _has_id(store, ring):
+        raise InvalidConfig(f'"{spec}" is the durable store of a yard; give --near an empty place')
+    mark = mark_of(ring)
+    if store.stat(mark) is None:
+        if any(name not in known for name in store.names()):
+            raise InvalidConfig(
+                f'"{spec}" holds objects that no node\'s near store put there; give --near an empty place'
+            )
+        sealed = ring.seal(b"near", _ABOUT.encode())
+        store.put_if_absent(mark, io.BytesIO(sealed), len(sealed))
+    return store_at(spec, create=True, sweep_after_s=0)
+
+
+def _same(one: str, other: str) -> bool:
+    if "://" in one or "://" in other:
+        return one == other
+    return Path(one).resolve() == Path(other).resolve()
+
+
+def _has_id(store: Store, ring: KeyRing) -> bool:
+    try:
+        return store_id(store, ring) is not None
+    except IntegrityError:  # one that does not open
+        return True
