@@ -40,10 +40,11 @@ class DirectoryStore:
     """Use where one host is the whole yard, or the directory is a shared file system with hard links.
 
     `now_s` is the wall clock (files carry wall-clock times); `sweep_after_s` is the age from which an unfinished
-    object counts as left behind. A put that is slower than that fails with StoreUnavailable and can be repeated.
+    object counts as left behind, None for never. A put that is slower than that fails with StoreUnavailable and can be
+    repeated.
     """
 
-    def __init__(self, path: Path, *, sweep_after_s: float = SWEEP_AFTER_S, now_s: float | None = None) -> None:
+    def __init__(self, path: Path, *, sweep_after_s: float | None = SWEEP_AFTER_S, now_s: float | None = None) -> None:
         self._objects, self._new = path / "objects", path / "new"
         with local_disk(path):
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -54,7 +55,8 @@ class DirectoryStore:
             # all folders now, synced here: then a put has only its own folder to sync, whoever made it
             for folder in (self._objects, path, path.parent):
                 sync_directory(folder)
-            self._sweep((time.time() if now_s is None else now_s) - sweep_after_s)
+            if sweep_after_s is not None:
+                self._sweep((time.time() if now_s is None else now_s) - sweep_after_s)
 
     def _sweep(self, before_s: float) -> None:
         with os.scandir(self._new) as entries:

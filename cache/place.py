@@ -14,10 +14,11 @@ from .store import Store
 _OPTIONS = {"credentials", "profile"}
 
 
-def store_at(spec: str, *, create: bool = False, sweep_after_s: float = SWEEP_AFTER_S) -> Store:
+def store_at(spec: str, *, create: bool = False, sweep_after_s: float | None = SWEEP_AFTER_S) -> Store:
     """The store; create: make the folder or the bucket if there is none. InvalidConfig, NotFound, StoreUnavailable.
 
-    sweep_after_s: unfinished objects of that age are what killed writers left; 0 where nobody else writes.
+    sweep_after_s: unfinished objects of that age are what killed writers left; 0 where nobody else writes; None to
+    leave all as it is.
     """
     if spec.startswith("s3://"):
         return _bucket(spec, create, sweep_after_s)
@@ -29,7 +30,7 @@ def store_at(spec: str, *, create: bool = False, sweep_after_s: float = SWEEP_AF
     return DirectoryStore(path, sweep_after_s=sweep_after_s)
 
 
-def _bucket(spec: str, create: bool, sweep_after_s: float) -> Store:
+def _bucket(spec: str, create: bool, sweep_after_s: float | None) -> Store:
     from .access import S3Access  # the SDK takes a while to import, and a folder needs none
     from .s3 import S3Store
 

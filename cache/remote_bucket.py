@@ -20,12 +20,11 @@ from batchyard.broker.uri import S3Uri
 from .access import S3Access
 from .remote_body import Body
 from .remote_object import Changed, Found
-from .s3call import Calls, code_of
+from .s3call import FULL, Calls, code_of
 
 COPY_BYTES = 512 << 20
 _PART_BYTES = 8 << 20
 _MOST_PARTS = 9000
-_FULL = {"XMinioStorageFull", "QuotaExceeded", "InsufficientStorage", "XMinioAdminBucketQuotaExceeded"}
 _ELSEWHERE = {"PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed", "301", "307"}
 _ABSENT = {"NoSuchKey", "NoSuchBucket", "404"}
 _LATER = {"SlowDown", "SlowDownRead", "SlowDownWrite", "InternalError", "ServiceUnavailable", "RequestTimeout"}
@@ -133,7 +132,7 @@ class Bucket:
             raise StoreUnavailable(f"{error}{advice}") from error.__cause__
 
     def _error(self, code: str, status: int, where: str) -> BatchyardError:
-        if code in _FULL or status == 507:
+        if code in FULL or status == 507:
             return DiskFull(f"no space left for {where} ({code}); free some there")
         if status >= 500 or status in {409, 429} or code in _LATER:
             return StoreUnavailable(f"{where} answers {code}; try again later")

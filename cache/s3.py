@@ -37,7 +37,7 @@ class S3Store:
         prefix: str = "",
         *,
         create: bool = False,
-        sweep_after_s: float = SWEEP_AFTER_S,
+        sweep_after_s: float | None = SWEEP_AFTER_S,
         now_s: float | None = None,
         one_put_bytes: int = ONE_PUT_BYTES,
         part_bytes: int = PART_BYTES,
@@ -47,6 +47,7 @@ class S3Store:
         self._uploads = Uploads(self._calls, one_put_bytes=one_put_bytes, part_bytes=part_bytes)
         if create:
             self._make_bucket()
+        if create and sweep_after_s is not None:
             before_s = (time.time() if now_s is None else now_s) - sweep_after_s
             self._uploads.sweep(prefix, datetime.fromtimestamp(before_s, UTC))
 

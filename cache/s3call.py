@@ -27,7 +27,8 @@ _VALID_FOR = timedelta(minutes=15)  # as long as S3 lets a signature be used
 _PAUSES_S = (0.1, 0.3, 0.9)
 _REPEAT_WITHIN_S = 20.0
 _PASSING = {409, 429, 500, 502, 503, 504}
-_FULL = {"XMinioStorageFull", "QuotaExceeded", "InsufficientStorage", "XMinioAdminBucketQuotaExceeded"}
+FULL = {"XMinioStorageFull", "QuotaExceeded", "InsufficientStorage", "XMinioAdminBucketQuotaExceeded"}
+"""What servers call a lack of space."""
 _MOST_CONTENT = 16 << 20  # a page of a listing
 _REFUSED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
 _WHOSE = re.compile(r"^\w*Connection\(.*?\): ")  # urllib3 begins with what it connects: a class
@@ -139,7 +140,7 @@ class Calls:
     def error(self, answer: Answer, what: str) -> BatchyardError:
         """What an answer that is no success says. what: "object …"."""
         code = code_of(answer)
-        if code in _FULL or answer.status == 507:
+        if code in FULL or answer.status == 507:
             return DiskFull(f"no space left in {self.where} ({code}); free some, or give it a larger disk")
         if code == "NoSuchBucket":
             return StoreUnavailable(f"{self.where}: there is no such bucket; make it, or correct the store's name")

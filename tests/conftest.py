@@ -10,7 +10,7 @@ import pytest
 import redis
 
 import images
-from yardtest.minio import S3Server
+from yardtest.minio import S3Server, running_server
 from yardtest.redis import DATABASES, RedisServer, free_port
 
 _MARKED_FOLDERS = ("system", "chaos", "bench")
@@ -68,19 +68,15 @@ def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
 @pytest.fixture(scope="session")
 def minio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """The session's MinIO, over TLS; each test takes a bucket of its own. A test that harms it makes its own."""
-    server = S3Server("minio", tmp_path_factory.mktemp("minio"))
-    server.start()
-    yield server
-    server.remove()
+    with running_server("minio", tmp_path_factory.mktemp("minio")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
 def versitygw(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """The session's versitygw, over TLS; each test takes a bucket of its own."""
-    server = S3Server("versitygw", tmp_path_factory.mktemp("versitygw"))
-    server.start()
-    yield server
-    server.remove()
+    with running_server("versitygw", tmp_path_factory.mktemp("versitygw")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

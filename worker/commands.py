@@ -18,6 +18,21 @@ _NAME_YARD = (
     "or start `batchyard up` here"
 )
 
+allow_root_option = click.option(
+    "--allow-root",
+    "allowed_roots",
+    multiple=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder from which file:// inputs may come. May be repeated.",
+)
+allow_url_host_option = click.option(
+    "--allow-url-host",
+    "url_hosts",
+    multiple=True,
+    metavar="HOST",
+    help="Host that https:// inputs may name although its addresses are not public. May be repeated.",
+)
+
 
 @click.command()
 @click.option(
@@ -70,20 +85,8 @@ _NAME_YARD = (
 @click.option("--near-gib", type=click.FloatRange(min=0), default=20.0, show_default=True, help="What --near may take.")
 @click.option("--labels", default="", help="k=v,k=v; environment=NAME says which compute environment this node is in.")
 @click.option("--secrets", type=click.Path(path_type=Path, file_okay=False), help="Folder with one file a secret.")
-@click.option(
-    "--allow-root",
-    "allowed_roots",
-    multiple=True,
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder from which file:// inputs may come. May be repeated.",
-)
-@click.option(
-    "--allow-url-host",
-    "url_hosts",
-    multiple=True,
-    metavar="HOST",
-    help="Host that https:// inputs may name although its addresses are not public. May be repeated.",
-)
+@allow_root_option
+@allow_url_host_option
 @click.option(
     "--fetch-gib",
     type=click.FloatRange(min=0, min_open=True),

@@ -78,7 +78,7 @@ def open_levels(options: NodeOptions, yard: Yard) -> Levels:
     DiskFull: of the node's own folders.
     """
     ring = yard.ring
-    yard_store = Late(lambda: open_yard_store(yard, ring, options.store, new=options.new_store))
+    yard_store = Late(lambda: open_yard_store(yard, options.store, new=options.new_store))
     _try(yard_store, options.store)
     root = options.files / "copies"
     folders = [Folder(root, int(options.copies_gib * 2**30))]  # locks it, so it comes before the index

@@ -13,7 +13,6 @@ from batchyard.cache.place import store_at
 from batchyard.cache.store import Store
 
 _ABOUT = "mark of a near store"
-_NEVER_S = 10 * 365 * 24 * 3600.0
 
 
 def mark_of(ring: KeyRing) -> str:
@@ -28,7 +27,7 @@ def open_near_store(spec: str, ring: KeyRing, known: Container[str], *, durable:
     """
     if _same(spec, durable):
         raise InvalidConfig("--near and --store are the same place; give --near an empty one, or leave it out")
-    store = store_at(spec, create=True, sweep_after_s=_NEVER_S)
+    store = store_at(spec, create=True, sweep_after_s=None)
     if _has_id(store, ring):
         raise InvalidConfig(f'"{spec}" is the durable store of a yard; give --near an empty place')
     mark = mark_of(ring)

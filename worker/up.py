@@ -33,6 +33,7 @@ from batchyard.broker.store import Yard
 
 from . import checks, gpu, minio_server, options
 from .binaries import find_or_build
+from .commands import allow_root_option, allow_url_host_option
 from .engine.docker import DockerEngine
 from .redis_server import READY, pick_port, redis_binary, write_conf
 from .supervise import Family, Part, Stopped
@@ -114,20 +115,8 @@ class Settings:
     type=click.Path(path_type=Path, file_okay=False, exists=True),
     help="Folder with one file a secret.",
 )
-@click.option(
-    "--allow-root",
-    "allowed_roots",
-    multiple=True,
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder from which file:// inputs may come. May be repeated.",
-)
-@click.option(
-    "--allow-url-host",
-    "url_hosts",
-    multiple=True,
-    metavar="HOST",
-    help="Host that https:// inputs may name although its addresses are not public. May be repeated.",
-)
+@allow_root_option
+@allow_url_host_option
 @click.option("--grace-s", type=click.FloatRange(min=0), help="What running jobs get at the end.  [default: 10]")
 @click.option(
     "--stop-grace-s", type=click.FloatRange(min=0), help="A cancelled job, SIGTERM to SIGKILL.  [default: 30]"

@@ -10,21 +10,23 @@ from batchyard.cache.place import store_at
 from batchyard.cache.store import Store
 
 
-def open_yard_store(yard: Yard, ring: KeyRing, spec: str, *, new: bool = False) -> Store:
+def open_yard_store(yard: Yard, spec: str, *, new: bool = False) -> Store:
     """The store of a spec, if it is the yard's. A yard that has none yet takes this one, made if need be; new: so does
     one that has another. InvalidConfig: it is not the yard's. StoreUnavailable: it, or Redis, is away.
     """
     try:
         known = None if new else yard.store_id()
-        store = _opened(spec, make=known is None)
-        found = _id_of(store, ring, spec, make=known is None)
+        make = known is None
+        store = _opened(spec, make=make)
+        found = _id_of(store, yard.ring, spec, make=make)
         if known is None and found is not None:
             known = yard.keep_store_id(found, replace=new)
     except BrokerUnavailable as error:
         raise StoreUnavailable(f"nobody can say whether this is the yard's store: {error}") from error
     if found is None or found != known:
         raise not_ours(f'"{spec}" ' + ("has no id" if found is None else "has another id"))
-    return store_at(spec, create=True)  # it is there; this also clears away what killed writers left
+    # what is opened to be made is also cleared of what killed writers left
+    return store if make else store_at(spec, create=True)
 
 
 def not_ours(why: str) -> InvalidConfig:

@@ -7,7 +7,6 @@ included, beside what the SDK offers, which neither hashes, seals, nor leaves a 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from secrets import token_hex
@@ -20,20 +19,14 @@ from batchyard.cache.sealed import BlobStore
 from yardtest.minio import S3Server
 
 from .row import Row
-from .staging import BUCKET, MIB, SHARED_MEMORY, fresh_file, interleaved, timed_s
+from .staging import BUCKET, MIB, fast_server, fresh_file, interleaved, timed_s
 
 GOAL, WHOLE_GOAL = 1.10, 1.25
 
 
 def rows(folder: Path, *, quick: bool) -> list[Row]:
-    medium = SHARED_MEMORY if SHARED_MEMORY.is_dir() else folder
-    with tempfile.TemporaryDirectory(prefix="batchyard-bench-", dir=medium) as fast:
-        server = S3Server("minio", folder / "minio", data=Path(fast) / "minio")
-        server.start()
-        try:
-            return _rows(server, fresh_file(Path(fast) / "source", MIB), pairs=3 if quick else 15)
-        finally:
-            server.remove()
+    with fast_server(folder) as (server, fast):
+        return _rows(server, fresh_file(fast / "source", MIB), pairs=3 if quick else 15)
 
 
 def _rows(server: S3Server, source: Path, *, pairs: int) -> list[Row]:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from batchyard.cache.folder import Folder
 from batchyard.cache.index import Index
 from batchyard.cache.s3 import S3Store
 from batchyard.cache.sealed import BlobStore
-from yardtest.minio import S3Server
+from yardtest.minio import S3Server, running_server
 
 from .noop import IMAGE
 from .row import Row
@@ -37,25 +38,28 @@ SHARED_MEMORY = Path("/dev/shm")
 
 
 def rows(folder: Path, *, quick: bool) -> list[Row]:
+    with fast_server(folder) as (server, fast):
+        store = S3Store(server.access(), BUCKET, create=True)
+        ring = KeyRing.new()
+        blobs = BlobStore(store, ring)
+        source = fresh_file(fast / "source", MIB)
+        blob = blobs.put_file(source)
+        found = [_cold(server, blobs, blob, ring.name(blob.digest), fast, pairs=3 if quick else 15)]
+        copies = LocalCopies(blobs, Index(folder), [Folder(folder / "copies", 4 << 30)])
+        copy = copies.stage(blob, "bench").path
+        found.append(_hit(copies, blob, source, folder, rounds=3 if quick else 9))
+        found.append(_start(copy, pairs=10 if quick else 50))
+        copies.close()
+    return found
+
+
+@contextmanager
+def fast_server(folder: Path) -> Iterator[tuple[S3Server, Path]]:
+    """A MinIO whose bytes are in memory where that can be, and an empty folder on the same medium."""
     medium = SHARED_MEMORY if SHARED_MEMORY.is_dir() else folder
     with tempfile.TemporaryDirectory(prefix="batchyard-bench-", dir=medium) as fast:
-        server = S3Server("minio", folder / "minio", data=Path(fast) / "minio")
-        server.start()
-        try:
-            store = S3Store(server.access(), BUCKET, create=True)
-            ring = KeyRing.new()
-            blobs = BlobStore(store, ring)
-            source = fresh_file(Path(fast) / "source", MIB)
-            blob = blobs.put_file(source)
-            found = [_cold(server, blobs, blob, ring.name(blob.digest), Path(fast), pairs=3 if quick else 15)]
-            copies = LocalCopies(blobs, Index(folder), [Folder(folder / "copies", 4 << 30)])
-            copy = copies.stage(blob, "bench").path
-            found.append(_hit(copies, blob, source, folder, rounds=3 if quick else 9))
-            found.append(_start(copy, pairs=10 if quick else 50))
-            copies.close()
-        finally:
-            server.remove()
-    return found
+        with running_server("minio", folder / "minio", data=Path(fast) / "minio") as server:
+            yield server, Path(fast)
 
 
 def fresh_file(path: Path, mib: int) -> Path:

@@ -6,19 +6,11 @@ import random
 
 import pytest
 
-from batchyard.broker.seal import KeyRing
 from batchyard.broker.store import Free, Incoming, Yard
 
 ALL = Free(vcpus=1 << 20, memory_mib=1 << 40, gpus=0, disk_gib=1 << 30)
 
 pytestmark = pytest.mark.system
-
-
-@pytest.fixture
-def yard(fresh_redis_url: str) -> Yard:
-    made = Yard(fresh_redis_url, KeyRing.new())
-    made.prepare()
-    return made
 
 
 def send(

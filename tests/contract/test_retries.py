@@ -8,7 +8,6 @@ import pytest
 
 from batchyard.broker import keys
 from batchyard.broker.record import Attempt, Claimed
-from batchyard.broker.seal import KeyRing
 from batchyard.broker.state import State
 from batchyard.broker.store import Free, Incoming, Yard
 
@@ -19,11 +18,9 @@ pytestmark = pytest.mark.system
 
 
 @pytest.fixture
-def yard(fresh_redis_url: str) -> Yard:
-    made = Yard(fresh_redis_url, KeyRing.new())
-    made.prepare()
-    made.tick(["cpu"], lease_s=60)  # the reaper has looked
-    return made
+def yard(yard: Yard) -> Yard:
+    yard.tick(["cpu"], lease_s=60)  # the reaper has looked
+    return yard
 
 
 def put(yard: Yard, job_id: str, **fields: Any) -> None:

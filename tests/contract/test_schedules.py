@@ -34,17 +34,9 @@ ALL = Free(vcpus=4, memory_mib=4096, gpus=0, disk_gib=100)
 
 
 @pytest.fixture
-def key_file(tmp_path: Path) -> Path:
-    KeyRing.create(tmp_path / "key")
-    return tmp_path / "key"
-
-
-@pytest.fixture
-def yard(fresh_redis_url: str, key_file: Path) -> Yard:
-    made = Yard(fresh_redis_url, KeyRing.load(key_file))
-    made.prepare()
-    made.configure(CONFIG)
-    return made
+def yard(yard: Yard) -> Yard:
+    yard.configure(CONFIG)
+    return yard
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from batchyard.cache.memory import MemoryStore
 from batchyard.cache.s3 import S3Store
 from batchyard.cache.store import Store
 from batchyard.cache.tiered import Tiered
-from yardtest.minio import S3Server
+from yardtest.minio import S3Server, running_server
 from yardtest.redis import free_port
 
 NAME = "ab" * 32
@@ -395,14 +395,10 @@ def test_a_bucket_that_is_not_there_keys_that_are_wrong_and_a_server_that_is_awa
 
 
 def test_a_put_over_a_connection_that_the_server_has_closed_meanwhile_is_made(tmp_path: Path) -> None:
-    server = S3Server("minio", tmp_path / "own")
-    try:
-        server.start()
+    with running_server("minio", tmp_path / "own") as server:
         store = bucket_of(server)
         assert put(store, NAME, b"x")
         server.stop()  # with kept-alive connections
         server.start()
         assert put(store, OTHER, b"y")
         assert read(store, NAME) == b"x"
-    finally:
-        server.remove()

@@ -5,19 +5,11 @@ from __future__ import annotations
 import pytest
 
 from batchyard.broker import keys
-from batchyard.broker.seal import KeyRing
 from batchyard.broker.store import Free, Incoming, Yard
 
 ALL = Free(vcpus=100, memory_mib=1 << 20, gpus=0, disk_gib=1000)
 
 pytestmark = pytest.mark.system
-
-
-@pytest.fixture
-def yard(fresh_redis_url: str) -> Yard:
-    made = Yard(fresh_redis_url, KeyRing.new())
-    made.prepare()
-    return made
 
 
 def put(yard: Yard, job_id: str, **fields: int) -> None:

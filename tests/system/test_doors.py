@@ -16,17 +16,13 @@ from typing import Any
 
 import pytest
 
-from batchyard.broker import cli
 from batchyard.broker.client import Client
-from batchyard.broker.endpoints import Endpoints
 from batchyard.broker.errors import InvalidJob, NotEnded, NotFound
 from batchyard.broker.followups import Followups
 from batchyard.broker.record import Attempt, Claimed
 from batchyard.broker.seal import KeyRing
 from batchyard.broker.state import State
 from batchyard.broker.store import Free, Yard
-from batchyard.cache.disk import DirectoryStore
-from batchyard.cache.place import store_at
 from yardtest.wait import until
 
 JOB = {"image": "busybox", "command": ["true"], "vcpus": 0.5, "memory_mib": 64}
@@ -62,23 +58,9 @@ class Ground:
 
 
 @pytest.fixture
-def ground(fresh_redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ground]:
-    for name in ("BATCHYARD_BROKER_URL", "BATCHYARD_KEY_FILE", "BATCHYARD_STORE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("BATCHYARD_STATE", str(tmp_path))
-    url, keys = fresh_redis_url, tmp_path / "keys.json"
-    DirectoryStore(tmp_path / "store")
-    Endpoints(broker_url=url, result_backend=url, key_file=str(keys), store=str(tmp_path / "store")).save(tmp_path)
-    store_at(str(tmp_path / "store"), create=True)  # as the yard's first start does
-    with (tmp_path / "controller.log").open("w") as log:
-        process = subprocess.Popen([*COMMAND, "controller"], stdout=subprocess.PIPE, stderr=log, text=True)
-    assert process.stdout is not None
-    try:
-        assert process.stdout.readline() == "ready: controller\n", (tmp_path / "controller.log").read_text()
-        yield Ground(state=tmp_path, url=url, controller=process, node=Yard(url, KeyRing.load(keys)))
-    finally:
-        process.terminate()
-        assert process.wait(15) == 0
+def ground(controller: subprocess.Popen[str], fresh_redis_url: str, tmp_path: Path) -> Ground:
+    ring = KeyRing.load(tmp_path / "keys.json")
+    return Ground(state=tmp_path, url=fresh_redis_url, controller=controller, node=Yard(fresh_redis_url, ring))
 
 
 @pytest.fixture
@@ -88,16 +70,8 @@ def client(ground: Ground) -> Iterator[Client]:
 
 
 @pytest.fixture
-def batchyard(ground: Ground, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Runs a command line: exit code, stdout, stderr."""
-
-    def run(*words: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = cli.run(words)
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
+def batchyard(ground: Ground, batchyard: Callable[..., tuple[int, str, str]]) -> Callable[..., tuple[int, str, str]]:
+    return batchyard
 
 
 def test_a_job_is_submitted_seen_waited_for_and_listed(ground: Ground, client: Client) -> None:

@@ -9,55 +9,19 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import redis
 
-from batchyard.broker import cli, keys
+from batchyard.broker import keys
 from batchyard.broker.endpoints import Endpoints
-from batchyard.cache.place import store_at
 from yardtest.redis import free_port
 from yardtest.wait import until
 
 COMMAND = (sys.executable, "-P", "-m", "batchyard.broker.cli")
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def controller(
-    fresh_redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[subprocess.Popen[str]]:
-    for name in ("BATCHYARD_BROKER_URL", "BATCHYARD_KEY_FILE", "BATCHYARD_STORE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("BATCHYARD_STATE", str(tmp_path))
-    url = fresh_redis_url
-    store_at(str(tmp_path / "store"), create=True)
-    ends = {"key_file": str(tmp_path / "keys.json"), "store": str(tmp_path / "store")}
-    Endpoints(broker_url=url, result_backend=url, **ends).save(tmp_path)  # type: ignore[arg-type]
-    with (tmp_path / "controller.log").open("w") as log:
-        process = subprocess.Popen([*COMMAND, "controller"], stdout=subprocess.PIPE, stderr=log, text=True)
-    assert process.stdout is not None
-    try:
-        assert process.stdout.readline() == "ready: controller\n", (tmp_path / "controller.log").read_text()
-        yield process
-    finally:
-        process.terminate()
-        assert process.wait(15) == 0
-
-
-@pytest.fixture
-def batchyard(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command line: exit code, stdout, stderr."""
-
-    def run(*words: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = cli.run(words)
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
 
 
 def sent(batchyard: Run, *words: str) -> str:

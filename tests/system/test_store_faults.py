@@ -15,7 +15,7 @@ from batchyard.broker.errors import DiskFull
 from batchyard.cache.digest import Blob
 from batchyard.cache.s3 import S3Store
 from batchyard.cache.sealed import BlobStore
-from yardtest.minio import S3Server
+from yardtest.minio import S3Server, running_server
 from yardtest.yard import TestYard, running_yard
 
 BUCKET = "yard"
@@ -37,10 +37,8 @@ def _nothing_is_left(yard: TestYard) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    made = S3Server("minio", tmp_path_factory.mktemp("own"))
-    made.start()
-    yield made
-    made.remove()
+    with running_server("minio", tmp_path_factory.mktemp("own")) as made:
+        yield made
 
 
 @pytest.fixture

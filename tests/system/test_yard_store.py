@@ -29,7 +29,7 @@ def yard(fresh_redis_url: str, tmp_path: Path) -> Yard:
 
 
 def opened(yard: Yard, spec: str, *, new: bool = False) -> None:
-    open_yard_store(yard, yard.ring, spec, new=new)
+    open_yard_store(yard, spec, new=new)
 
 
 def test_the_first_store_is_the_yards_and_another_is_refused_and_not_made(yard: Yard, tmp_path: Path) -> None:

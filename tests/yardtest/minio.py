@@ -12,7 +12,8 @@ import shutil
 import signal
 import ssl
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 from urllib.error import HTTPError, URLError
@@ -132,3 +133,14 @@ class S3Server:
         """Stop it and remove its bytes."""
         self.stop()
         shutil.rmtree(self.data, ignore_errors=True)
+
+
+@contextmanager
+def running_server(kind: Kind, folder: Path, *, data: Path | None = None) -> Iterator[S3Server]:
+    """A server that answers; it and its bytes are gone at the end."""
+    server = S3Server(kind, folder, data=data)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
