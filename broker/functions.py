@@ -15,7 +15,8 @@ from . import keys
 from .errors import BrokerUnavailable, InvalidConfig
 
 LIBRARY = "batchyard"
-_FIRST = "common.lua"
+_SHARED = ("base", "index", "holding", "moves", "dependencies", "ends", "leases", "effects")
+"""Files of `lua/shared/`; each may use those before it."""
 # Answers that mean "not now": out of memory, a disk that the AOF cannot be written to, a replica, still loading.
 # redis-py has classes for some, and takes the word off their text.
 _NOT_NOW = ("MISCONF", "BUSY", "NOREPLICAS")
@@ -28,9 +29,10 @@ Arg = str | bytes | int | float
 def library() -> str:
     """The whole library's Lua text: key names, what is shared, then one file an operation."""
     folder = files("batchyard.broker") / "lua"
-    names = sorted(f.name for f in folder.iterdir() if f.name.endswith(".lua") and f.name != _FIRST)
+    shared = [(folder / "shared" / f"{name}.lua").read_text() for name in _SHARED]
+    names = sorted(f.name for f in folder.iterdir() if f.name.endswith(".lua"))
     parts = [f"-- {name}\ndo\n{(folder / name).read_text()}\nend\n" for name in names]
-    return "\n".join([f"#!lua name={LIBRARY}", keys.lua_table(), (folder / _FIRST).read_text(), *parts])
+    return "\n".join([f"#!lua name={LIBRARY}", keys.lua_table(), *shared, *parts])
 
 
 def connect(url: str, **options: Any) -> redis.Redis:

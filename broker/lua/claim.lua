@@ -51,17 +51,6 @@ local function pick(queue, free, node)
   return nil, nil, left == 0
 end
 
-local function lease_out(id, node, claim, lease)
-  local job = K.job(id)
-  local token = redis.call('HINCRBY', job, 'epoch', 1) .. ':' .. claim
-  redis.call('ZADD', K.leases, num(now() + lease), id)
-  redis.call('SADD', K.node_jobs(node), id)
-  redis.call('HSET', job, 'state', 'STARTING', 'token', token, 'node', node)
-  redis.call('HDEL', job, 'class')
-  local h = redis.call('HMGET', job, 'used', 'doc', 'queue', 'created', 'interruptions')
-  return {id, token, (tonumber(h[1]) or 0) + 1, h[2], h[3], h[4], tonumber(h[5]) or 0}
-end
-
 local function repeated(node, claim)
   local last = redis.call('HMGET', K.node(node), 'claim', 'claimed')
   if last[1] ~= claim then return nil end

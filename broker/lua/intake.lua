@@ -45,7 +45,7 @@ local function wait_or_go(m, score)
   local later = tonumber(m[11]) > t
   if later then redis.call('HSET', job, 'eta', m[11]) end
   if left > 0 then
-    redis.call('HSET', job, 'state', 'PENDING')
+    become(id, 'PENDING')
   elseif later then
     delay(queue, id, tonumber(m[11]))
   else
@@ -73,7 +73,7 @@ local function take(m)
   local missing = m[16] ~= '' and unknown(cjson.decode(m[16]))     -- a job is not known to itself yet
   local fields = {}
   for k, v in pairs(clear) do fields[#fields + 1] = k; fields[#fields + 1] = v end
-  redis.call('HSET', job, 'state', 'SUBMITTED', 'queue', queue, 'score', score, 'created', num(t), 'doc', m[15],
+  become(id, 'SUBMITTED', 'queue', queue, 'score', score, 'created', num(t), 'doc', m[15],
     'mc', m[7], 'mem', m[8], 'gpu', m[9], 'disk', m[10], 'priority', m[6], unpack(fields))
   redis.call('ZADD', K.jobs, num(t), id)
   if m[13] ~= '' then redis.call('PERSIST', m[13]) end              -- the chord must outlive its slowest member

@@ -1,0 +1,63 @@
+-- Moves of one job.
+
+local function make_ready(queue, id)
+  local h = redis.call('HMGET', K.job(id), 'mc', 'mem', 'gpu', 'disk', 'score')
+  local class = classify(queue, {h[1], h[2], h[3], h[4]})
+  become(id, 'RUNNABLE', 'class', class)
+  redis.call('HDEL', K.job(id), 'retry_at')
+  index_add(queue, class, id, h[5], table.concat({h[1], h[2], h[3], h[4]}, ','))
+  redis.call('PUBLISH', K.wake, queue)
+end
+
+-- An end that is decided but whose follow-ups Python has still to record. Celery state: FAILURE or REVOKED.
+local function decide_end(id, celery_state, reason)
+  redis.call('HSET', K.outbox, 'end:' .. id, cjson.encode({id = id, state = celery_state, reason = reason}))
+  redis.call('HSET', K.job(id), 'ending', celery_state)
+  redis.call('PUBLISH', K.duty, 'outbox')
+end
+
+local function add_attempt(id, attempt)
+  if attempt == '' then return end
+  local old = redis.call('HGET', K.job(id), 'attempts')
+  redis.call('HSET', K.job(id), 'attempts', old and (old .. '\n' .. attempt) or attempt)
+end
+
+-- Waits for a time, and then for nothing else.
+local function delay(queue, id, ms)
+  redis.call('ZADD', K.delayed(queue), num(ms), id)
+  become(id, 'PENDING')
+end
+
+-- Takes a leased job back to its old place in the index, at once or in some ms; one that was cancelled meanwhile ends
+-- instead, as does one with a fatal reason.
+local function restore(id, node, fatal, wait)
+  local job = K.job(id)
+  local h = redis.call('HMGET', job, 'queue', 'cancel', 'expires', 'revoked')
+  local revoked = h[2] or h[4]
+  redis.call('HDEL', job, 'token', 'node', 'started')
+  redis.call('DEL', K.result(id))            -- else AsyncResult.state stays STARTED
+  if revoked then
+    decide_end(id, 'REVOKED', revoked)
+  elseif fatal then
+    decide_end(id, 'FAILURE', fatal)
+  else
+    if h[3] then redis.call('ZADD', K.expiring, h[3], id) end                -- it waits again
+    if wait and wait > 0 then
+      redis.call('HSET', job, 'retry_at', num(now() + wait))
+      delay(h[1], id, now() + wait)
+    else
+      make_ready(h[1], id)
+    end
+  end
+  unlease(id, node)
+end
+
+-- Jobs whose eta has come, into the index.
+local function due(queue, limit)
+  local ids = redis.call('ZRANGEBYSCORE', K.delayed(queue), '-inf', num(now()), 'LIMIT', 0, limit)
+  for _, id in ipairs(ids) do
+    if redis.call('EXISTS', K.job(id)) == 1 then make_ready(queue, id) end
+    redis.call('ZREM', K.delayed(queue), id)
+  end
+  return #ids
+end
