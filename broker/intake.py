@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ from .job import Job, resolve
 from .message import Document, Message
 from .retry import loss_retries
 from .seal import KeyRing
-from .store import Incoming, Yard
+from .store import DEAD_LETTER, Incoming, Yard
 
 BATCH = 64  # 64 messages block Redis for about 1 ms, 256 for up to 6
 
@@ -28,13 +29,11 @@ def read(list_key: str, queue: str, raw: bytes, *, config: Config, ring: KeyRing
     try:
         sent = message.parse(raw)
     except message.Unreadable as error:
-        return Incoming(list_key=list_key, raw=raw, kind="dead", reason=str(error))
+        return _dead(list_key, raw, str(error), ring)
     try:
         arguments = sent.arguments()
     except Exception as error:  # kombu makes datetimes, UUIDs and decimals of what says that it is one
-        return Incoming(
-            list_key=list_key, raw=raw, kind="dead", reason=f"task {sent.id}: its body cannot be read: {error}"
-        )
+        return _dead(list_key, raw, f"task {sent.id}: its body cannot be read: {error}", ring)
     # What follows without a queue of its own goes where this job lies, whatever routing key its producer has for that.
     delivery = {**(sent.properties.get("delivery_info") or {}), "exchange": "", "routing_key": queue}
     sent = replace(sent, properties={**sent.properties, "delivery_info": delivery})
@@ -103,6 +102,12 @@ def _refused(
         clear=clear,
         document=_sealed(sent, job, ring),
     )
+
+
+def _dead(list_key: str, raw: bytes, reason: str, ring: KeyRing) -> Incoming:
+    """Sealed, as the producer may have written secrets into it."""
+    sealed = base64.b64encode(ring.seal(raw, DEAD_LETTER))
+    return Incoming(list_key=list_key, raw=raw, kind="dead", reason=reason, document=sealed)
 
 
 def _sealed(sent: Message, job: Job | None, ring: KeyRing) -> bytes:
@@ -199,4 +204,4 @@ class Intake:
             raise
         except Exception as error:
             reason = f"Redis refused to take it in: {error}"
-            return self._yard.intake([Incoming(list_key=one.list_key, raw=one.raw, kind="dead", reason=reason)])
+            return self._yard.intake([_dead(one.list_key, one.raw, reason, self._yard.ring)])

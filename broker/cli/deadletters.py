@@ -38,7 +38,7 @@ def list_(doors: Doors, as_json: bool) -> None:
 @json_option
 @yard_options
 def show_(doors: Doors, number: str, as_json: bool) -> None:
-    """Show one with the message as it came. It may hold what its producer wrote in clear."""
+    """Show one with the message as it came. It is sealed in Redis; what is shown may be secret."""
     with doors.client() as client:
         letters = client.yard.dead_letters()
     if number not in letters:

@@ -1,9 +1,9 @@
 -- intake(message, message, …) -> {number taken from the lists, n, …}: the nth message (from 0) was left in its list
 -- A message is 17 arguments: list, raw, kind, id, queue, priority, mc, mem, gpu, disk, eta ms, expires ms, chord key,
--- clear fields (JSON object of strings), sealed document or reason, dependencies (JSON [[id, 1 when any end will do,
+-- clear fields (JSON object of strings), sealed document, dependencies (JSON [[id, 1 when any end will do,
 -- else 0], …] or ''), patient 0 or 1: left in its list while one that it depends on is not known.
 --   kind "job": runs when it fits; "end": the reason why it fails at the door stands in its clear fields; "dead": no
---   job can be made of it, the last argument is the reason.
+--   job can be made of it; why stands there too, and the document is the message, sealed, in base64.
 -- Keys: the producers' lists, job, jobs, seq, cancelled, class, heads, counts, demands, delayed, expiring, blocked,
 -- dependants, outbox, dead.
 -- Refused when Redis is out of memory: the messages then stay where they are.
@@ -64,7 +64,7 @@ end
 local function take(m)
   local list, raw, kind, id, queue = m[1], m[2], m[3], m[4], m[5]
   if kind == 'dead' then
-    return dead_letter({at = now(), reason = m[15], list = list, raw = raw})
+    return dead_letter({at = now(), reason = cjson.decode(m[14]).reason, list = list, sealed = m[15]})
   end
   local job, t = K.job(id), now()
   if redis.call('EXISTS', job) == 1 then return end                 -- the same message once more

@@ -11,7 +11,9 @@ import pytest
 import redis
 
 from batchyard.broker import keys
+from batchyard.broker.config import parse
 from batchyard.broker.errors import BrokerUnavailable, InvalidConfig, NotFound
+from batchyard.broker.intake import Intake
 from batchyard.broker.record import Attempt, Claimed
 from batchyard.broker.seal import KeyRing
 from batchyard.broker.state import State
@@ -170,6 +172,29 @@ def test_what_is_no_job_becomes_a_dead_letter(yard: Yard) -> None:
     assert waiting(yard) == 1
     assert yard.drop_dead_letters([number]) == 1
     assert yard.dead_letters() == {}
+
+
+def test_the_message_of_a_dead_letter_is_sealed(yard: Yard) -> None:
+    raw = b"pl4nted-s3cret, and no message"
+    yard.redis.lpush("cpu", raw)
+    assert Intake(yard).run(parse({"queues": {"cpu": {"environments": ["e"]}},
+                                   "environments": {"e": {"vcpus": 1, "memory_mib": 64}}}, "test")) == 1  # fmt: skip
+    assert not any(b"pl4nted" in kept for kept in yard.redis.hvals(keys.DEAD))
+    (letter,) = yard.dead_letters().values()
+    assert letter["raw"] == raw.decode()
+    (other,) = Yard(yard.url, KeyRing.new()).dead_letters().values()
+    assert "pl4nted" not in other["raw"]
+
+
+def test_of_too_many_dead_letters_the_oldest_go(yard: Yard) -> None:
+    most = 10_000
+    yard.redis.hset(keys.DEAD, mapping=dict.fromkeys(range(1, most + 1), "{}"))
+    yard.redis.set(keys.DEAD_SEQUENCE, most)
+    yard.redis.lpush("cpu", b"no message")
+    yard.intake([Incoming(list_key="cpu", raw=b"no message", kind="dead", reason="it is none")])
+    assert yard.redis.hlen(keys.DEAD) == most
+    assert not yard.redis.hexists(keys.DEAD, "1")
+    assert yard.redis.hexists(keys.DEAD, str(most + 1))
 
 
 def test_a_job_refused_at_the_door_waits_in_the_outbox_with_its_reason(yard: Yard, put: Put) -> None:

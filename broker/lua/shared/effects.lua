@@ -1,7 +1,11 @@
 -- What follows a job.
 
+local DEAD_LETTERS = 10000       -- kept; then the oldest goes for each that comes
+
 local function dead_letter(entry)
-  redis.call('HSET', K.dead, redis.call('INCR', K.dead_sequence), cjson.encode(entry))
+  local number = redis.call('INCR', K.dead_sequence)
+  redis.call('HSET', K.dead, number, cjson.encode(entry))
+  redis.call('HDEL', K.dead, number - DEAD_LETTERS)
 end
 
 -- One part of a chord, in the keys and the form of Celery 5.7's own script, except that whoever completes the chord
