@@ -20,6 +20,7 @@ from kombu.exceptions import KombuError, OperationalError
 
 from . import keys
 from .blobs import Blobs, LazyBlobs, OnBytes
+from .deadletters import DeadLetters
 from .definitions import Definitions, Known, expand
 from .dependencies import check_known
 from .endpoints import Endpoints, default_state
@@ -266,6 +267,11 @@ class Client:
     def schedules(self) -> Schedules:
         """Schedules: list, show, pause, resume, remove, run_now; to add one, see `schedule`."""
         return Schedules(self.yard, self._ring)
+
+    @property
+    def dead_letters(self) -> DeadLetters:
+        """Messages that no job could be made of: list, show, drop."""
+        return DeadLetters(self.yard, self._ring)
 
     def schedule(self, schedule: Schedule, *, replace: bool = False) -> None:
         """Keeps a schedule (see `schedule.parse`). Raises InvalidConfig (its job, its name), NotFound (its queue)."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from . import keys, message
+from . import deadletters, keys, message
 from .config import Config
 from .definitions import Find, Known, expand, refuse
 from .dependencies import Doorstep
@@ -16,7 +15,7 @@ from .job import Job, resolve
 from .message import Document, Message
 from .retry import loss_retries
 from .seal import KeyRing
-from .store import DEAD_LETTER, Incoming, Yard
+from .store import Incoming, Yard
 
 BATCH = 64  # 64 messages block Redis for about 1 ms, 256 for up to 6
 
@@ -105,9 +104,7 @@ def _refused(
 
 
 def _dead(list_key: str, raw: bytes, reason: str, ring: KeyRing) -> Incoming:
-    """Sealed, as the producer may have written secrets into it."""
-    sealed = base64.b64encode(ring.seal(raw, DEAD_LETTER))
-    return Incoming(list_key=list_key, raw=raw, kind="dead", reason=reason, document=sealed)
+    return Incoming(list_key=list_key, raw=raw, kind="dead", reason=reason, document=deadletters.seal(raw, ring))
 
 
 def _sealed(sent: Message, job: Job | None, ring: KeyRing) -> bytes:

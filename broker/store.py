@@ -6,7 +6,6 @@ does not answer, and then nothing is known of whether the move was made.
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +18,7 @@ from redis.client import PubSub
 from . import config, keys
 from .config import Config
 from .dependencies import Dependency
-from .errors import BrokerUnavailable, IntegrityError, InvalidConfig, NotFound
+from .errors import BrokerUnavailable, InvalidConfig, NotFound
 from .functions import Arg, Functions, connect, told, words
 from .message import Document
 from .record import Attempt, Claimed, Record, from_hash
@@ -30,7 +29,6 @@ from .state import State
 
 CancelAnswer = Literal["stored", "ended", "cancelled", "running", "stopping"]
 KEEP_CANCEL_S = 86400
-DEAD_LETTER = b"dead letter"  # what the message in one is sealed about
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -399,24 +397,6 @@ class Yard:
         """Redis TIME."""
         seconds, micros = self.guard(self.redis.time)
         return float(seconds) + float(micros) / 1e6
-
-    # -- dead letters
-    def dead_letters(self) -> dict[str, dict[str, Any]]:
-        """number → {at (ms), reason, list, raw}; the newest 10,000."""
-        found = self._read("HGETALL", keys.DEAD)
-        return {k.decode(): self._letter(v) for k, v in sorted(found.items(), key=lambda kv: int(kv[0]))}
-
-    def _letter(self, text: bytes) -> dict[str, Any]:
-        letter: dict[str, Any] = json.loads(text.decode("utf-8", "replace"), strict=False)
-        if sealed := letter.pop("sealed", ""):
-            try:
-                letter["raw"] = self.ring.open(base64.b64decode(sealed), DEAD_LETTER).decode("utf-8", "replace")
-            except IntegrityError as error:
-                letter["raw"] = f"({error})"
-        return letter
-
-    def drop_dead_letters(self, numbers: Sequence[str]) -> int:
-        return int(self._read("HDEL", keys.DEAD, *numbers)) if numbers else 0
 
     # -- edges
     def _call(self, name: str, *args: Arg) -> Any:

@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from ..errors import NotFound
 from . import show
 from .doors import Doors, examples, json_option, print_json, yard_options
 
@@ -25,7 +24,7 @@ def deadletters() -> None:
 def list_(doors: Doors, as_json: bool) -> None:
     """List them, oldest first."""
     with doors.client() as client:
-        letters = client.yard.dead_letters()
+        letters = client.dead_letters.list()
     if as_json:
         print_json([{"number": n, **letter} for n, letter in letters.items()])
         return
@@ -40,10 +39,7 @@ def list_(doors: Doors, as_json: bool) -> None:
 def show_(doors: Doors, number: str, as_json: bool) -> None:
     """Show one with the message as it came. It is sealed in Redis; what is shown may be secret."""
     with doors.client() as client:
-        letters = client.yard.dead_letters()
-    if number not in letters:
-        raise NotFound(f'no dead letter "{number}"; see `batchyard deadletters list`')
-    letter = letters[number]
+        letter = client.dead_letters.show(number)
     if as_json:
         print_json({"number": number, **letter})
         return
@@ -62,7 +58,7 @@ def drop(doors: Doors, numbers: Sequence[str], everything: bool, as_json: bool) 
     if bool(numbers) == everything:
         raise click.UsageError("give the numbers of dead letters, or --all")
     with doors.client() as client:
-        gone = client.yard.drop_dead_letters(list(client.yard.dead_letters()) if everything else list(numbers))
+        gone = client.dead_letters.drop_all() if everything else client.dead_letters.drop(numbers)
     print_json({"dropped": gone}) if as_json else click.echo(f"dropped {gone}")
 
 

@@ -12,7 +12,8 @@ import redis
 
 from batchyard.broker import keys
 from batchyard.broker.config import parse
-from batchyard.broker.errors import BrokerUnavailable, InvalidConfig, NotFound
+from batchyard.broker.deadletters import DeadLetters
+from batchyard.broker.errors import BrokerUnavailable, IntegrityError, InvalidConfig, NotFound
 from batchyard.broker.intake import Intake
 from batchyard.broker.record import Attempt, Claimed
 from batchyard.broker.seal import KeyRing
@@ -50,6 +51,10 @@ def put(yard: Yard) -> Put:
         return job_id
 
     return go
+
+
+def letters(yard: Yard) -> DeadLetters:
+    return DeadLetters(yard, lambda: RING)
 
 
 def incoming(job_id: str, **fields: Any) -> Incoming:
@@ -166,12 +171,12 @@ def test_what_is_no_job_becomes_a_dead_letter(yard: Yard) -> None:
     yard.redis.lpush("cpu", raw, good.raw)
     assert yard.intake([dead, good]) == 2
     assert yard.intake([dead, good]) == 0
-    ((number, letter),) = yard.dead_letters().items()
+    ((number, letter),) = letters(yard).list().items()
     assert (letter["reason"], letter["list"]) == ('no "message"', "cpu")
     assert letter["at"] > 1.7e12
     assert waiting(yard) == 1
-    assert yard.drop_dead_letters([number]) == 1
-    assert yard.dead_letters() == {}
+    assert letters(yard).drop([number]) == 1
+    assert letters(yard).list() == {}
 
 
 def test_the_message_of_a_dead_letter_is_sealed(yard: Yard) -> None:
@@ -179,11 +184,11 @@ def test_the_message_of_a_dead_letter_is_sealed(yard: Yard) -> None:
     yard.redis.lpush("cpu", raw)
     assert Intake(yard).run(parse({"queues": {"cpu": {"environments": ["e"]}},
                                    "environments": {"e": {"vcpus": 1, "memory_mib": 64}}}, "test")) == 1  # fmt: skip
-    assert not any(b"pl4nted" in kept for kept in yard.redis.hvals(keys.DEAD))
-    (letter,) = yard.dead_letters().values()
-    assert letter["raw"] == raw.decode()
-    (other,) = Yard(yard.url, KeyRing.new()).dead_letters().values()
-    assert "pl4nted" not in other["raw"]
+    kept: Any = yard.redis.hvals(keys.DEAD)
+    assert not any(b"pl4nted" in one for one in kept)
+    assert letters(yard).show("1")["raw"] == raw.decode()
+    with pytest.raises(IntegrityError):
+        DeadLetters(yard, KeyRing.new).show("1")
 
 
 def test_of_too_many_dead_letters_the_oldest_go(yard: Yard) -> None:
@@ -505,7 +510,7 @@ def test_an_effect_that_fails_becomes_a_dead_letter_and_stops_no_other(yard: Yar
     effects = [("LPUSH", ("text", "step")), ("NOSUCH", ("a",)), ("PART", ("text",)), ("SET", ("a", "1"))]
     assert settle(yard, one(yard), State.SUCCEEDED, effects)
     assert yard.redis.get("a") == b"1"
-    reasons = [letter["reason"] for letter in yard.dead_letters().values()]
+    reasons = [letter["reason"] for letter in letters(yard).list().values()]
     assert len(reasons) == 3
     assert "LPUSH failed: WRONGTYPE" in reasons[0]
     assert yard.record("j").state == "SUCCEEDED"

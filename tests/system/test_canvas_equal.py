@@ -32,6 +32,7 @@ from celery import Celery, chain, chord, group
 
 from batchyard.broker import keys
 from batchyard.broker.config import Config, Environment, Queue
+from batchyard.broker.deadletters import DeadLetters
 from batchyard.broker.ending import Outbox
 from batchyard.broker.errors import JobFailed
 from batchyard.broker.followups import CannotFollow, Followups
@@ -283,7 +284,7 @@ def sides(server: RedisServer, workers: None) -> dict[int, Side]:
         else:
             time.sleep(0.02)
     monitor.close()
-    assert us.yard.dead_letters() == {}
+    assert DeadLetters(us.yard, KeyRing.new).list() == {}
     assert us.yard.redis.hlen(keys.OUTBOX) == 0
     return {db: _side(clients[db], monitor.pushed[db], sent) for db in (OURS, STOCK)}
 

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from batchyard.broker.deadletters import DeadLetters
 from batchyard.broker.record import Record
+from batchyard.broker.seal import KeyRing
 from yardtest import poison
 from yardtest.counter import LineCounter
 from yardtest.engine import PrivateEngine
@@ -61,7 +63,8 @@ def test_poison_never_stops_intake_or_a_node(yard: TestYard) -> None:
         push(yard, raw)
     assert yard.send("true").get(timeout=120)["exit_code"] == 0  # behind them all
     until(lambda: yard.store.depth(["cpu"])["cpu"].total == 0, "all was taken", timeout_s=120)
-    letters = [letter for letter in yard.store.dead_letters().values() if letter.get("list") == "cpu"]
+    dead_letters = DeadLetters(yard.store, KeyRing.new)
+    letters = [letter for letter in dead_letters.list().values() if letter.get("list") == "cpu"]
     assert len(letters) >= len(unreadable)
     assert all(letter["reason"] for letter in letters)
     dead = {task_id for task_id in odd if yard.peek(task_id) is None}
@@ -73,7 +76,7 @@ def test_poison_never_stops_intake_or_a_node(yard: TestYard) -> None:
     answers: Any = yard.producer.control.ping(timeout=3)
     names = {name.split("@")[0] for answer in answers for name in answer}
     assert {"a", "controller"} <= names
-    yard.store.drop_dead_letters(list(yard.store.dead_letters()))
+    dead_letters.drop_all()
 
 
 def test_a_key_that_is_no_list_holds_up_no_other_queue(yard: TestYard) -> None:

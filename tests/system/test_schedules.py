@@ -14,6 +14,7 @@ import pytest
 from batchyard.broker import keys
 from batchyard.broker.blobs import LazyBlobs
 from batchyard.broker.client import Client
+from batchyard.broker.deadletters import DeadLetters
 from batchyard.broker.schedule import parse
 from batchyard.broker.schedules import job_id_of
 from batchyard.broker.seal import KeyRing
@@ -90,7 +91,7 @@ def test_every_second_comes_once_whoever_is_killed(
     assert Counter(r.id for r in records).most_common(1)[0][1] == 1
     assert {(r.state.value, r.queue, r.image) for r in records} == {("RUNNABLE", "cpu", "busybox")}
     assert yard.depth(["cpu"])["cpu"].total == len(times)
-    assert yard.dead_letters() == {}
+    assert DeadLetters(yard, KeyRing.new).list() == {}
     (view,) = client.schedules.list()
     assert (view.origin, view.state, view.last) == ("config", "PAUSED", times[-1])
     for one in controllers:
