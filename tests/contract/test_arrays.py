@@ -8,11 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from celery import Celery
 
 from batchyard.broker import keys
+from batchyard.broker.config import Config, Environment, Queue
 from batchyard.broker.dependencies import Dependency
 from batchyard.broker.ending import Outbox
 from batchyard.broker.followups import Followups
+from batchyard.broker.intake import Intake
 from batchyard.broker.job import Job
 from batchyard.broker.message import Document, Message
 from batchyard.broker.record import Attempt, Claimed
@@ -350,3 +353,194 @@ def test_an_array_that_is_refused_at_the_door_has_no_children(yard: Yard) -> Non
     assert counts(yard, "a") == counts(yard, "late") == {"FAILED": 3}
     assert yard.record("late:2").reason == "Dependent Job failed: a:2"
     nothing_left(yard)
+
+
+def test_each_child_waits_for_that_of_the_other_array(yard: Yard) -> None:
+    put(yard, "a", 200)
+    put(yard, "b", 200, on("a", type="N_TO_N"))
+    yard.array("b")  # before there is a child of a
+    deliver(yard)
+    assert counts(yard, "b") == {"PENDING": 200}
+    assert [(d.job_id, d.left) for d in yard.record("b:7").depends_on] == [("a:7", True)]
+    held = claim(yard)
+    assert len(held) == 200
+    for n in (7, 150):
+        settle(yard, held[f"a:{n}"])
+    settle(yard, held["a:8"], well=False)
+    deliver(yard)
+    assert [(d.job_id, d.left) for d in yard.record("b:7").depends_on] == [("a:7", False)]
+    assert claim(yard).keys() == {"b:7", "b:150"}
+    assert yard.record("b:8").reason == "Dependent Job failed: a:8"
+    assert counts(yard, "b") == {"PENDING": 197, "STARTING": 2, "FAILED": 1}
+    for n in set(range(200)) - {7, 8, 150}:
+        settle(yard, held[f"a:{n}"])
+    settle_all(yard)
+    for job in yard.held("n1"):
+        settle(yard, job)
+    deliver(yard)
+    assert counts(yard, "b") == {"SUCCEEDED": 199, "FAILED": 1}
+    assert states(yard, "a", "b") == ["FAILED", "FAILED"]
+    nothing_left(yard)
+
+
+def test_children_of_a_late_array_see_how_those_of_the_other_one_ended(yard: Yard) -> None:
+    put(yard, "a", 3)
+    deliver(yard)
+    held = claim(yard)
+    settle(yard, held["a:0"])
+    settle(yard, held["a:1"], well=False)
+    put(yard, "b", 3, on("a", type="N_TO_N"))
+    put(yard, "c", 3, on("a", type="N_TO_N", then="CONTINUE"))
+    deliver(yard)
+    assert states(yard, *children("b", 3)) == ["RUNNABLE", "FAILED", "PENDING"]
+    assert states(yard, *children("c", 3)) == ["RUNNABLE", "RUNNABLE", "PENDING"]
+
+
+@pytest.mark.parametrize(("size", "said"), [(None, "no array job"), (2, "one of 2")])
+def test_n_to_n_needs_an_array_of_the_same_size(yard: Yard, size: int | None, said: str) -> None:
+    put(yard, "a", size)
+    put(yard, "b", 3, on("a", type="N_TO_N"))
+    deliver(yard)
+    expected = f"job.depends_on = 'a': N_TO_N needs an array of the same size, 3; that is {said}"
+    assert (yard.record("b").state, yard.record("b").reason) == ("FAILED", expected)
+    assert counts(yard, "b") == {"FAILED": 3}
+    assert not yard.redis.exists(keys.job("b:0"))
+
+
+def test_a_cancelled_array_fails_those_that_wait_for_its_children_also_for_unspawned_ones(yard: Yard) -> None:
+    put(yard, "first", None)
+    put(yard, "a", 300, on("first"))
+    put(yard, "b", 300, on("a", type="N_TO_N"))
+    put(yard, "c", 300, on("b", type="N_TO_N", then="CONTINUE"))
+    deliver(yard)
+    assert (counts(yard, "a"), counts(yard, "c")) == ({"PENDING": 300}, {"PENDING": 300})
+    assert yard.cancel("a", "not wanted", terminate=False) == "cancelled"
+    deliver(yard)
+    assert (counts(yard, "a"), counts(yard, "b")) == ({"FAILED": 300}, {"FAILED": 300})
+    assert (yard.record("b").reason, yard.record("b:299").reason) == (
+        "Array Child Job failed",
+        "Dependent Job failed: a:299",
+    )
+    assert counts(yard, "c") == {"RUNNABLE": 300}
+    settle_all(yard)
+    deliver(yard)
+    assert states(yard, "c") == ["SUCCEEDED"]
+
+
+def test_sequential_children_run_one_after_the_other(yard: Yard) -> None:
+    put(yard, "a", 4, on(type="SEQUENTIAL"))
+    deliver(yard)
+    assert counts(yard, "a") == {"RUNNABLE": 1, "PENDING": 3}
+    assert yard.record("a:0").depends_on == ()
+    assert [(d.job_id, d.left) for d in yard.record("a:3").depends_on] == [("a:2", True)]
+    for n in range(4):
+        held = claim(yard)
+        assert held.keys() == {f"a:{n}"}
+        settle(yard, held[f"a:{n}"])
+    deliver(yard)
+    assert states(yard, "a") == ["SUCCEEDED"]
+    nothing_left(yard)
+
+
+def test_a_failure_ends_the_rest_of_a_sequence_in_bounded_calls(yard: Yard) -> None:
+    put(yard, "a", 2000, on(type="SEQUENTIAL"))
+    put(yard, "b", 2000, on(type="SEQUENTIAL", then="CONTINUE"))
+    for _ in range(3):
+        yard.array("a")  # some stand there, some are still to come
+    settle(yard, claim(yard)["a:0"], well=False)
+    assert counts(yard, "a") == {"FAILED": 1, "PENDING": 1999}
+    yard.end_children(64)
+    assert counts(yard, "a") == {"FAILED": 65, "PENDING": 1935}
+    deliver(yard)
+    assert counts(yard, "a") == {"FAILED": 2000}
+    assert yard.record("a:1999").reason == "Dependent Job failed: a:1998"
+    assert told(yard, "a")["status"] == "FAILURE"
+    for n in range(3):
+        settle(yard, claim(yard)[f"b:{n}"], well=n != 1)  # which goes on all the same
+    assert counts(yard, "b") == {"SUCCEEDED": 2, "FAILED": 1, "RUNNABLE": 1, "PENDING": 1996}
+
+
+def test_an_array_may_depend_on_its_own_children_another_one_and_a_job(yard: Yard) -> None:
+    put(yard, "first", None)
+    put(yard, "a", 3)
+    put(yard, "b", 3, on("first"), on("a", type="N_TO_N"), on(type="SEQUENTIAL"))
+    deliver(yard)
+    assert [(d.job_id, d.left, d.type) for d in yard.record("b").depends_on] == [
+        ("first", True, ""), ("a", False, "N_TO_N"), ("", False, "SEQUENTIAL"),
+    ]  # fmt: skip
+    held = claim(yard)
+    settle(yard, held["first"])
+    deliver(yard)
+    settle(yard, held["a:1"])
+    assert claim(yard) == {}
+    settle(yard, held["a:0"])
+    b0 = claim(yard)
+    assert b0.keys() == {"b:0"}
+    settle(yard, b0["b:0"])
+    assert claim(yard).keys() == {"b:1"}
+
+
+def test_an_array_that_ended_long_ago_is_unknown_to_one_that_comes_then(yard: Yard) -> None:
+    """Its records are gone while the other one waited for something else."""
+    put(yard, "first", None)
+    put(yard, "a", 2)
+    put(yard, "b", 2, on("first"), on("a", type="N_TO_N"))
+    deliver(yard)
+    first = {}
+    while held := claim(yard):
+        for job in held.values():
+            if job.id == "first":
+                first[job.id] = job
+            else:
+                settle(yard, job)
+    deliver(yard)
+    yard.redis.delete(*(keys.job(i) for i in ("a", "a:0", "a:1")))
+    settle(yard, first["first"])
+    deliver(yard)
+    assert counts(yard, "b") == {"FAILED": 2}
+
+
+def test_moves_of_an_array_may_be_made_by_anybody_at_any_time(yard: Yard) -> None:
+    """Several controllers, or one that was killed between two chunks."""
+    put(yard, "a", 300, on(type="SEQUENTIAL"))
+    put(yard, "b", 300, on("a", type="N_TO_N"))
+    for _ in range(6):
+        yard.array("b")
+        yard.array("a")
+        yard.array("nobody")
+        yard.end_children(1)
+    assert (counts(yard, "a"), counts(yard, "b")) == ({"RUNNABLE": 1, "PENDING": 299}, {"PENDING": 300})
+    settle(yard, claim(yard)["a:0"])
+    held = claim(yard)
+    assert held.keys() == {"a:1", "b:0"}
+    settle(yard, held["b:0"])
+    yard.cancel("a", "not wanted", terminate=True)
+    for _ in range(3):
+        yard.array("a")
+        yard.end_children(3)
+        counts(yard, "a")
+        counts(yard, "b")
+    deliver(yard)
+    assert counts(yard, "a") == {"SUCCEEDED": 1, "STARTING": 1, "FAILED": 298}
+    for job in yard.held("n1"):
+        settle(yard, job, well=False)
+    settle_all(yard)
+    deliver(yard)
+    assert (counts(yard, "b"), states(yard, "b")) == ({"SUCCEEDED": 1, "FAILED": 299}, ["FAILED"])
+    nothing_left(yard)
+
+
+def test_a_producer_may_not_give_the_id_of_a_child_or_of_a_member(yard: Yard) -> None:
+    app = Celery("producer", broker=yard.url, set_as_current=False)
+    yard.configure(
+        Config(queues={"cpu": Queue(environments=("e",))}, environments={"e": Environment(vcpus=1, memory_mib=9)})
+    )
+    for job_id in ("a:7", "a#7"):
+        app.send_task("batchyard.run", kwargs={"job": {"image": "i"}}, task_id=job_id, queue="cpu")
+    app.close()
+    while Intake(yard).run(yard.config()):
+        pass
+    reasons = [letter["reason"] for letter in yard.dead_letters().values()]
+    assert len(reasons) == 2
+    assert all("ends as those of an array's children do (:7) or a gang's members (#7)" in reason for reason in reasons)
+    assert yard.recent(10) == []
