@@ -203,11 +203,7 @@ class Client:
         found: dict[str, Record] = {}
         for at in range(0, len(ids), 1000):
             some = ids[at : at + 1000]
-            pipe = self.yard.redis.pipeline(transaction=False)
-            for job_id in some:
-                pipe.hgetall(keys.job(job_id))
-            hashes = self.yard.guard(pipe.execute)
-            found |= {i: from_hash(i, h) for i, h in zip(some, hashes, strict=True) if h}
+            found |= {i: from_hash(i, *h) for i, h in self.yard.hashes(some).items()}
         return found
 
     def wait(

@@ -70,8 +70,9 @@ def read(list_key: str, queue: str, raw: bytes, *, config: Config, ring: KeyRing
 
 def _clear(job: Job) -> dict[str, str]:
     """What everybody may see on the record."""
-    told = {"image": job.image, "name": job.name or ""}
-    return {**told, "definition": job.definition} if job.definition else told
+    told = {"image": job.image, "name": job.name or "", "definition": job.definition or ""}
+    told["array"] = str(job.array_size or "")
+    return {name: value for name, value in told.items() if value or name in {"image", "name"}}
 
 
 def _job(sent: Message, args: list[object], kwargs: dict[str, object], find: Find) -> Job:

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from . import dependencies, rules
+from . import arrays, dependencies, rules
 from . import uri as uris
 from .dependencies import Dependency
 from .errors import InvalidJob
@@ -145,6 +145,7 @@ class Job(Frozen):
     network: Literal["none", "bridge", "host"] | None = None
     user: Annotated[str, Field(pattern=r"^[0-9]+(:[0-9]+)?$")] | None = None
     priority: Annotated[int, Field(ge=0, le=9)] | None = None
+    array_size: Annotated[int, Field(ge=2, le=arrays.LARGEST)] | None = None
     tags: Annotated[
         dict[Annotated[str, Field(min_length=1, max_length=128)], Annotated[str, Field(max_length=256)]],
         Field(max_length=50),
@@ -169,8 +170,9 @@ class Job(Frozen):
             )
         if self.evaluate_on_exit and "attempts" not in self.model_fields_set:
             raise InvalidJob("evaluate_on_exit", "…", "needs attempts; say how often the job may run at most")
-        if twice := dependencies.repeated(self.depends_on):
-            raise InvalidJob("depends_on", twice, "is there twice; keep one")
+        dependencies.check(self.depends_on, self.array_size)
+        if self.array_size is not None:
+            _check_array(self.outputs)
         _check_mounts(self.inputs, self.outputs)
         return self
 
@@ -200,6 +202,14 @@ class Job(Frozen):
             backoff_s=self.backoff_s or 0,
             infrastructure_retries=self.infrastructure_retries,
         )
+
+    def child(self, index: int) -> Job:
+        """The job of one child of this array: what it writes elsewhere lies in a folder of its own."""
+        own = {
+            name: output if output.to is None else output.model_copy(update={"to": f"{output.to}{index}/"})
+            for name, output in self.outputs.items()
+        }
+        return self.model_copy(update={"outputs": own})
 
     @property
     def networking(self) -> Literal["none", "bridge", "host"]:
@@ -299,6 +309,13 @@ def _check_mounts(inputs: Mapping[str, Input], outputs: Mapping[str, Output]) ->
             raise InvalidJob(f"outputs.{name}", output.path, f"must be below {WORK}, where the job writes")
         if output.to is not None and not output.to.endswith("/") and taken.setdefault(output.to, name) != name:
             raise InvalidJob(f"outputs.{name}.to", output.to, f"output {taken[output.to]} goes there too")
+
+
+def _check_array(outputs: Mapping[str, Output]) -> None:
+    for name, output in outputs.items():
+        if output.to is not None and not output.to.endswith("/"):
+            rule = "every child of the array would write it; end it with a / and each child's lies below, in <index>/"
+            raise InvalidJob(f"outputs.{name}.to", output.to, rule)
 
 
 def _container_path(field: str, path: str) -> PurePosixPath:

@@ -295,6 +295,7 @@ class Execution:
             work=str(self.folder / "work"),
             binds=binds,
             secrets=self._secrets,
+            variables=_of_array(self._claimed, job),
             gpus=gpus,
             node_has_gpus=bool(tools.options.gpus),
         )
@@ -394,6 +395,13 @@ def command_lines(text: str) -> str:
         for line in text.splitlines()
         if len(words := line.split(" ", 2)) > 1 and words[1] != "platform"
     )
+
+
+def _of_array(claimed: Claimed, job: Job) -> dict[str, str]:
+    """What a child is told of its array, as under AWS Batch."""
+    if claimed.index is None:
+        return {}
+    return {"AWS_BATCH_JOB_ARRAY_INDEX": str(claimed.index), "AWS_BATCH_JOB_ARRAY_SIZE": str(job.array_size)}
 
 
 def _told(error: OSError) -> BatchyardError:
