@@ -33,9 +33,9 @@ local function depended_ended(id, parent, well)
 end
 
 -- Some of those that waited for a job, the most urgent first. -> how many still wait
-local function release(parent, well)
+local function release(parent, well, most)
   local key = K.dependants(parent)
-  for _, id in ipairs(redis.call('ZRANGE', key, 0, AT_ONCE - 1)) do
+  for _, id in ipairs(redis.call('ZRANGE', key, 0, (most or AT_ONCE) - 1)) do
     depended_ended(id, parent, well)
     redis.call('ZREM', key, id)
   end

@@ -1,12 +1,13 @@
 -- How a job ends.
 
-local function end_record(id, state, fields, retention)
+-- releases: how many dependants are let go in this call, if not as many as one call may.
+local function end_record(id, state, fields, retention, releases)
   local job = K.job(id)
   become(id, state, unpack(fields))
   redis.call('HDEL', job, 'token', 'class', 'ending')
   redis.call('ZREM', K.expiring, id)
   redis.call('EXPIRE', job, retention)
-  if release(id, state == 'SUCCEEDED') > 0 then
+  if release(id, state == 'SUCCEEDED', releases) > 0 then
     redis.call('HSET', K.outbox, 'deps:' .. id, cjson.encode({id = id, state = state}))
     redis.call('PUBLISH', K.duty, 'outbox')
   end
