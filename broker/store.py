@@ -17,6 +17,7 @@ from redis.client import PubSub
 
 from . import arrays, config, keys
 from .arrays import parent_of
+from .batch import End, Start
 from .config import Config
 from .dependencies import Dependency
 from .errors import BrokerUnavailable, InvalidConfig, NotFound
@@ -241,7 +242,11 @@ class Yard:
 
     def start(self, job: Claimed, *, started_s: float, celery: str, expires_s: int) -> bool:
         """STARTING → RUNNING, with Celery's STARTED result (or ''). False: the lease is lost."""
-        return bool(self._call("start", job.id, job.token, int(started_s * 1000), celery, expires_s))
+        return self.start_many([Start(job=job, started_s=started_s, celery=celery, expires_s=expires_s)])[0]
+
+    def start_many(self, starts: Sequence[Start]) -> list[bool]:
+        """As `start`, at most `batch.MOST`; an answer for each."""
+        return [bool(n) for n in self._call("start", *(a for one in starts for a in one.arguments()))]
 
     def renew(
         self, node: str, about: Mapping[str, str], held: Mapping[str, str], *, lease_s: float
@@ -266,18 +271,16 @@ class Yard:
         retention_s: int,
     ) -> bool:
         """The end of a job, with all that follows. False: the lease is lost and nothing was written."""
-        return bool(
-            self._call(
-                "settle",
-                job.id,
-                job.token,
-                state.value,
-                json.dumps(dict(fields)),
-                attempt.dumps(),
-                retention_s,
-                *flat(effects),
-            )
-        )
+        one = End(job=job, state=state, attempt=attempt, fields=fields, effects=effects)
+        (answer,) = self.settle_many([one], retention_s=retention_s)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def settle_many(self, ends: Sequence[End], *, retention_s: int) -> list[bool | Exception]:
+        """As `settle`, at most `batch.MOST`; an answer for each. An exception: this one broke, the others did not."""
+        answers = self._call("settle", *(a for one in ends for a in one.arguments(retention_s)))
+        return [told(one) if isinstance(one, redis.ResponseError) else bool(one) for one in answers]
 
     def give_back(
         self,

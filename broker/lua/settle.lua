@@ -1,18 +1,34 @@
--- settle(id, token, state, fields (JSON object of strings), attempt (JSON), retention s, effects …)
---   -> 1 written, 2 this same call had been written before, 0 the token is stale: nothing is written
+-- settle(width, id, token, state, fields (JSON object of strings), attempt (JSON), retention s, effects …, width, id, …)
+--   -> for each 1 written, 2 this same end had been written before, 0 the token is stale: nothing is written; or an
+--   error, which stops none of the others
+-- The ends of one job or of several. width: how many arguments are this job's, from its id on.
 -- Keys: job, node_jobs, leases, expiring, outbox, dead, those of the effects, dependants and those of their moves.
-register('settle', function(_, argv)
-  local id, token, job = argv[1], argv[2], K.job(argv[1])
+local function settle(argv, i, last, releases)
+  local id, token, job = argv[i], argv[i + 1], K.job(argv[i])
   local h = redis.call('HMGET', job, 'token', 'settled', 'node')
   if h[2] == token then return 2 end
   if h[1] ~= token then return 0 end
   local fields = {'settled', token}
-  for k, v in pairs(cjson.decode(argv[4])) do fields[#fields + 1] = k; fields[#fields + 1] = v end
-  apply(argv, 7)
-  add_attempt(id, argv[5])
-  end_record(id, argv[3], fields, argv[6])
+  for k, v in pairs(cjson.decode(argv[i + 3])) do fields[#fields + 1] = k; fields[#fields + 1] = v end
+  apply(argv, i + 6, last)
+  add_attempt(id, argv[i + 4])
+  end_record(id, argv[i + 2], fields, argv[i + 5], releases)
   unlease(id, h[3])
   return 1
+end
+
+register('settle', function(_, argv)
+  local starts, out, i = {}, {}, 1
+  while i <= #argv do
+    starts[#starts + 1] = i + 1
+    i = i + 1 + tonumber(argv[i])
+  end
+  local releases = math.max(1, math.floor(AT_ONCE / #starts))
+  for n, first in ipairs(starts) do
+    local ok, answer = pcall(settle, argv, first, first - 1 + tonumber(argv[first - 1]), releases)
+    out[n] = ok and answer or {err = type(answer) == 'table' and answer.err or tostring(answer)}
+  end
+  return out
 end)
 
 -- giveback(id, token, counter ('used', 'interruptions' or ''), attempt (JSON) or '', fields (JSON), delay ms)

@@ -1,13 +1,18 @@
--- start(id, token, started ms, STARTED result or '', result expires s) -> 1, or 0 when the token is stale
+-- start(id, token, started ms, STARTED result or '', result expires s, id, …) -> for each 1, or 0 when the token is stale
 -- Keys: job, result (and its channel).
-register('start', function(_, argv)
-  local job = K.job(argv[1])
-  if redis.call('HGET', job, 'token') ~= argv[2] then return 0 end
-  become(argv[1], 'RUNNING', 'started', argv[3])
-  if argv[4] ~= '' then
-    local key = K.result(argv[1])
-    if tonumber(argv[5]) > 0 then redis.call('SET', key, argv[4], 'EX', argv[5]) else redis.call('SET', key, argv[4]) end
-    redis.call('PUBLISH', key, argv[4])
+local function start(id, token, started, result, expires)
+  if redis.call('HGET', K.job(id), 'token') ~= token then return 0 end
+  become(id, 'RUNNING', 'started', started)
+  if result ~= '' then
+    local key = K.result(id)
+    if tonumber(expires) > 0 then redis.call('SET', key, result, 'EX', expires) else redis.call('SET', key, result) end
+    redis.call('PUBLISH', key, result)
   end
   return 1
+end
+
+register('start', function(_, argv)
+  local out = {}
+  for i = 1, #argv, 5 do out[#out + 1] = start(unpack(argv, i, i + 4)) end
+  return out
 end)

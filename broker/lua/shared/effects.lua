@@ -35,9 +35,9 @@ local function chord_part(a)
   redis.call('PUBLISH', K.duty, 'outbox')
 end
 
--- argv from i: op, n, a1 … an, op, n, … A failing effect must not stop the others: it becomes a dead letter.
-local function apply(argv, i)
-  while i <= #argv do
+-- argv from i to last: op, n, a1 … an, op, n, … A failing effect must not stop the others: it becomes a dead letter.
+local function apply(argv, i, last)
+  while i <= (last or #argv) do
     local op, n = argv[i], tonumber(argv[i + 1])
     local a = {unpack(argv, i + 2, i + 1 + n)}
     i = i + 2 + n

@@ -2,14 +2,15 @@
 
 local FEW = 4                    -- dependants of an array's child that are let go in one call: children end in chunks
 
--- A child's record is kept as long as its parent's, see array.lua.
-local function end_record(id, state, fields, retention)
+-- A child's record is kept as long as its parent's, see array.lua. releases: how many dependants are let go in this
+-- call, if not as many as one call may.
+local function end_record(id, state, fields, retention, releases)
   local job, parent = K.job(id), array_of(id)
   become(id, state, unpack(fields))
   redis.call('HDEL', job, 'token', 'class', 'ending')
   redis.call('ZREM', K.expiring, id)
   if not parent then redis.call('EXPIRE', job, retention) end
-  if release(id, state == 'SUCCEEDED', parent and math.min(FEW, AT_ONCE)) > 0 then
+  if release(id, state == 'SUCCEEDED', parent and math.min(FEW, AT_ONCE) or releases) > 0 then
     redis.call('HSET', K.outbox, 'deps:' .. id, cjson.encode({id = id, state = state}))
     redis.call('PUBLISH', K.duty, 'outbox')
   end
