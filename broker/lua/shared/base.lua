@@ -12,7 +12,35 @@ local function register(name, callback, flags)
   redis.register_function{function_name = 'by_' .. name, callback = callback, flags = flags or {'allow-oom'}}
 end
 
+-- The counters of a queue, and the event for those who follow. reason: of an end, else ''. SUCCEEDED and FAILED are
+-- totals: they count what ended so since the yard began, also when the records are gone.
+local function count_state(queue, was, state)
+  local states = K.states(queue)
+  if was then redis.call('HINCRBY', states, was, -1) end
+  redis.call('HINCRBY', states, state, 1)
+end
+
+-- One field takes least room and time; only the reason, its last word, has blanks in it.
+local EVENTS = '100000'
+local function tell_state(id, queue, state, reason)
+  redis.call('XADD', K.events, 'MAXLEN', '~', EVENTS, '*', 'e', id .. ' ' .. queue .. ' ' .. state .. ' ' .. reason)
+end
+
+local function field_of(name, ...)
+  for i = 1, select('#', ...) - 1, 2 do
+    if select(i, ...) == name then return (select(i + 1, ...)) end
+  end
+end
+
 -- Every change of a job's state goes through here.
 local function become(id, state, ...)
-  redis.call('HSET', K.job(id), 'state', state, ...)
+  local job = K.job(id)
+  local was = redis.call('HMGET', job, 'state', 'queue')
+  redis.call('HSET', job, 'state', state, ...)
+  local before, queue = was[1], was[2] or field_of('queue', ...)
+  if before == state or not queue then return end
+  count_state(queue, before, state)
+  if not before then return end              -- that it was sent is no news
+  local ended = state == 'FAILED' or state == 'SUCCEEDED'
+  tell_state(id, queue, state, ended and field_of('reason', ...) or '')
 end
