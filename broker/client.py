@@ -25,6 +25,7 @@ from .definitions import Definitions, Known, expand
 from .dependencies import check_known
 from .endpoints import Endpoints, default_state
 from .errors import BlobMissing, BrokerUnavailable, InvalidConfig, InvalidJob, NotFound
+from .events import Events
 from .facts import gather
 from .functions import words
 from .job import DIGEST, Job
@@ -46,7 +47,9 @@ _SHORT_ID, _SHORT_OF, _WHOLE_ID = re.compile(r"[0-9a-f][0-9a-f-]{3,34}"), 1000, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueView:
-    """A queue as configured, and what waits in it. nodes: those up that serve it."""
+    """A queue as configured, and what waits in it. nodes: those up that serve it. states: jobs by state; of SUCCEEDED
+    and FAILED, how many ended so since the yard began.
+    """
 
     name: str
     state: str
@@ -54,6 +57,7 @@ class QueueView:
     environments: tuple[str, ...]
     depth: Depth
     nodes: tuple[str, ...]
+    states: Mapping[str, int]
 
     def as_json(self) -> dict[str, Any]:
         """JSON types only; `depth` has lists, index, delayed and their total."""
@@ -260,6 +264,11 @@ class Client:
         return Definitions(self.yard, self._ring)
 
     @property
+    def events(self) -> Events:
+        """Changes of jobs' states: the newest, those after a cursor, and how they look in AWS's shape."""
+        return Events(self.yard)
+
+    @property
     def schedules(self) -> Schedules:
         """Schedules: list, show, pause, resume, remove, run_now; to add one, see `schedule`."""
         return Schedules(self.yard, self._ring)
@@ -278,7 +287,8 @@ class Client:
     def queues(self) -> builtins.list[QueueView]:
         """The most urgent queue first. Raises NotFound: no yard yet."""
         config, nodes = self.yard.config(), [n for n in self.nodes() if n.up]
-        depth = self.yard.depth(config.by_priority())
+        names = config.by_priority()
+        depth, counts = self.yard.depth(names), self.yard.counts(names)
         return [
             QueueView(
                 name=name,
@@ -287,8 +297,9 @@ class Client:
                 environments=config.queues[name].environments,
                 depth=depth[name],
                 nodes=tuple(n.name for n in nodes if not n.queues or name in n.queues),
+                states={state.value: n for state, n in counts[name].items()},
             )
-            for name in config.by_priority()
+            for name in names
         ]
 
     def nodes(self) -> builtins.list[NodeView]:

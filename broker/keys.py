@@ -28,6 +28,7 @@ STORE = "by:store"  # the id of the yard's durable store
 DEFINITIONS = "by:defs"  # hash: name of a job definition -> its last revision
 DEFINITIONS_ACTIVE = "by:defs:active"  # hash: name -> its latest ACTIVE revision
 DEFINITIONS_VERSION = "by:defs:version"  # changes whenever a definition does
+EVENTS = "by:events"  # stream: changes of states, the newest 100,000 or so; e: "<id> <queue> <state> <reason>"
 SCHEDULES = "by:schedules"  # set: names of schedules
 SCHEDULES_DUE = "by:schedules:due"  # zset: ms when it is to fire next -> name; ENABLED ones only
 WAKE = "by:wake"  # channel: work for nodes; message = queue
@@ -58,6 +59,11 @@ def schedule(name: str) -> str:
 def dependants(job_id: str) -> str:
     """Zset: score -> id of the jobs that wait for this one to end."""
     return f"by:dependants:{job_id}"
+
+
+def states(queue: str) -> str:
+    """Hash: state -> jobs of the queue in it; of SUCCEEDED and FAILED, how many ended so since the yard began."""
+    return f"by:states:{queue}"
 
 
 def log(job_id: str) -> str:
@@ -97,7 +103,7 @@ def lua_table() -> str:
     lines = [f"  {name} = '{value}'," for name, value in sorted(plain.items())]
     lines += [
         f"  {fn.__name__} = function(x) return '{fn('|').replace('|', chr(39) + ' .. x .. ' + chr(39))}' end,"
-        for fn in (job, cancelled, dependants, definition, schedule, node, node_jobs, result)
+        for fn in (job, cancelled, dependants, definition, schedule, node, node_jobs, result, states)
     ]
     # The ready index is touched by Lua alone.
     lines += [

@@ -368,6 +368,17 @@ class Yard:
             for i, q in enumerate(queues)
         }
 
+    def counts(self, queues: Sequence[str]) -> dict[str, dict[State, int]]:
+        """Jobs of each queue by state. Of SUCCEEDED and FAILED, how many ended so since the yard began."""
+        pipe = self.redis.pipeline(transaction=False)
+        for queue in queues:
+            pipe.hgetall(keys.states(queue))
+        found = self.guard(pipe.execute) if queues else []
+        return {
+            queue: {state: int(h.get(state.value.encode(), 0)) for state in State}
+            for queue, h in zip(queues, found, strict=True)
+        }
+
     def position(self, job_id: str) -> tuple[int, int] | None:
         """(jobs of its queue that stand before it, all in its queue's index), None when it is not in the index."""
         there, ahead, waiting = (int(n) for n in self._call("position", job_id))

@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "put": ("", "Keep a file or directory as a blob; prints its digest."),
     "get": ("", "Write a blob to a file or directory."),
     "queues": ("look:queues", "Show queues and what waits in them."),
+    "events": ("events:events", "Print changes of jobs' states; -f follows them."),
     "nodes": ("look:nodes", "Show nodes and what they have."),
     "definition": ("definition:definition", "Job definitions: register, deregister, list, show."),
     "schedule": ("schedule:schedule", "Jobs that are sent by the clock: list, add, pause, resume, remove, run-now."),

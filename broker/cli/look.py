@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _REASON = 120  # characters of it in a list
 _STATES = ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING", "RUNNING", "SUCCEEDED", "FAILED")
+_COUNTED = ("PENDING", "RUNNABLE", "STARTING", "RUNNING", "SUCCEEDED", "FAILED")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -126,20 +127,22 @@ def print_jobs(client: Client, limit: int, states: Sequence[str], *, as_json: bo
 @json_option
 @yard_options
 def queues(doors: Doors, as_json: bool) -> None:
-    """Show queues, the most urgent first, and what waits in them."""
+    """Show queues, the most urgent first, what waits in them, and their jobs by state.
+
+    WAITING counts those too that are not taken in yet; SUCCEEDED and FAILED all that ended so since the yard began.
+    """
     with doors.client() as client:
         found = client.queues()
     if as_json:
         print_json([q.as_json() for q in found])
         return
     rows = [
-        (q.name, q.state, str(q.priority), str(q.depth.total), str(q.depth.delayed), str(len(q.nodes)),
-         ", ".join(q.environments))
+        (q.name, q.state, str(q.priority), str(q.depth.total), *(str(q.states[one]) for one in _COUNTED),
+         str(len(q.nodes)), ", ".join(q.environments))
         for q in found
     ]  # fmt: skip
-    show.print_table(
-        ("QUEUE", "STATE", "PRIORITY", "WAITING", "OF IT DELAYED", "NODES UP", "ENVIRONMENTS"), rows, empty=""
-    )
+    columns = ("QUEUE", "STATE", "PRIORITY", "WAITING", *_COUNTED, "NODES UP", "ENVIRONMENTS")
+    show.print_table(columns, rows, empty="")
 
 
 @click.command(epilog=examples("batchyard nodes", "batchyard nodes --json | jq '.[] | {name, up, jobs}'"))

@@ -5,6 +5,7 @@ have ended, each ends once, and nothing is left when all have.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -195,6 +196,12 @@ class History(RuleBasedStateMachine):
             if wrong and not partly & set(wrong):
                 assert state is State.FAILED or ending, (job_id, wrong)
 
+    @invariant()
+    def counters_say_what_the_records_say(self) -> None:
+        if hasattr(self, "seen"):
+            now = Counter(self.yard.record(job_id).state for job_id in self.seen)
+            assert self.yard.counts(["cpu"])["cpu"] == {state: now[state] for state in State}
+
     def teardown(self) -> None:
         if not hasattr(self, "yard"):
             return
@@ -211,7 +218,16 @@ class History(RuleBasedStateMachine):
         self._deliver()
         assert all(self.yard.record(job_id).state.ended for job_id in self.seen)
         left = {k.decode() for k in self.redis.keys("by:*")}
-        kept = {keys.SEQUENCE, keys.JOBS, keys.REAPER, keys.KEY_MARK, *map(keys.node, NODES), *map(keys.job, self.seen)}
+        kept = {
+            keys.SEQUENCE,
+            keys.JOBS,
+            keys.REAPER,
+            keys.KEY_MARK,
+            keys.EVENTS,
+            keys.states("cpu"),
+            *map(keys.node, NODES),
+            *map(keys.job, self.seen),
+        }
         assert left <= kept
         self.redis.close()
 

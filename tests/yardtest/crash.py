@@ -45,6 +45,7 @@ _STAYS = {
     keys.KEY_MARK,
     keys.STORE,
     keys.STAND_IN,
+    keys.EVENTS,
     "unacked_mutex",  # kombu's, for its own queues of remote control
 }
 MOST_DEATHS = 5  # by chance, in one run; with no bound a run would never end
@@ -273,7 +274,11 @@ def leftovers(client: Any) -> list[str]:
     left = []
     for raw in client.scan_iter(count=1000):
         key = raw.decode()
-        if key in _STAYS or key.startswith("_kombu.") or (key.startswith("by:node:") and not key.endswith(":jobs")):
+        if (
+            key in _STAYS
+            or key.startswith(("_kombu.", keys.states("")))
+            or (key.startswith("by:node:") and not key.endswith(":jobs"))
+        ):
             continue
         kept_a_while = key.startswith(("by:job:", "by:log:", "celery-task-meta-")) or (
             key.startswith("celery-taskset-meta-") and key.endswith(".c")

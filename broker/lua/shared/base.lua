@@ -18,13 +18,44 @@ local function array_of(id)
   if parent and redis.call('HEXISTS', K.job(id), 'parent') == 1 then return parent, index end
 end
 
--- Every change of a job's state goes through here. A parent's record counts its children by state, in `n:<state>`.
+-- The counters of a queue, and the event for those who follow. reason: of an end, else ''. SUCCEEDED and FAILED are
+-- totals: they count what ended so since the yard began, also when the records are gone.
+local function count_state(queue, was, state)
+  local states = K.states(queue)
+  if was then redis.call('HINCRBY', states, was, -1) end
+  redis.call('HINCRBY', states, state, 1)
+end
+
+-- One field takes least room and time; only the reason, its last word, has blanks in it.
+local EVENTS = '100000'
+local function tell_state(id, queue, state, reason)
+  redis.call('XADD', K.events, 'MAXLEN', '~', EVENTS, '*', 'e', id .. ' ' .. queue .. ' ' .. state .. ' ' .. reason)
+end
+
+local function field_of(name, ...)
+  for i = 1, select('#', ...) - 1, 2 do
+    if select(i, ...) == name then return (select(i + 1, ...)) end
+  end
+end
+
+-- A parent's record counts its children by state, in `n:<state>`.
+local function count_child(parent, was, state)
+  local job = K.job(parent)
+  redis.call('HINCRBY', job, 'n:' .. state, 1)
+  if was then redis.call('HINCRBY', job, 'n:' .. was, -1) end
+  if state == 'RUNNING' then redis.call('HSETNX', job, 'started', num(now())) end
+end
+
+-- Every change of a job's state goes through here.
 local function become(id, state, ...)
-  local parent = array_of(id)
-  local was = parent and redis.call('HGET', K.job(id), 'state')
-  redis.call('HSET', K.job(id), 'state', state, ...)
-  if not parent or was == state then return end
-  redis.call('HINCRBY', K.job(parent), 'n:' .. state, 1)
-  if was then redis.call('HINCRBY', K.job(parent), 'n:' .. was, -1) end
-  if state == 'RUNNING' then redis.call('HSETNX', K.job(parent), 'started', num(now())) end
+  local job = K.job(id)
+  local h = redis.call('HMGET', job, 'state', 'queue', 'parent')
+  redis.call('HSET', job, 'state', state, ...)
+  local was, queue = h[1], h[2] or field_of('queue', ...)
+  if was == state or not queue then return end
+  count_state(queue, was, state)
+  if h[3] then count_child(h[3], was, state) end
+  if not was then return end                 -- that it was sent is no news
+  local ended = state == 'FAILED' or state == 'SUCCEEDED'
+  tell_state(id, queue, state, ended and field_of('reason', ...) or '')
 end
