@@ -12,6 +12,7 @@ from celery import Celery
 
 from batchyard.broker import keys
 from batchyard.broker.config import Config, Environment, Queue
+from batchyard.broker.deadletters import DeadLetters
 from batchyard.broker.dependencies import Dependency
 from batchyard.broker.ending import Outbox
 from batchyard.broker.followups import Followups
@@ -540,7 +541,7 @@ def test_a_producer_may_not_give_the_id_of_a_child_or_of_a_member(yard: Yard) ->
     app.close()
     while Intake(yard).run(yard.config()):
         pass
-    reasons = [letter["reason"] for letter in yard.dead_letters().values()]
+    reasons = [letter["reason"] for letter in DeadLetters(yard, lambda: yard.ring).list().values()]
     assert len(reasons) == 2
     assert all("ends as those of an array's children do (:7) or a gang's members (#7)" in reason for reason in reasons)
     assert yard.recent(10) == []

@@ -9,6 +9,7 @@ import pytest
 
 from batchyard.broker import keys
 from batchyard.broker.batch import MOST, End, Start
+from batchyard.broker.deadletters import DeadLetters
 from batchyard.broker.dependencies import Dependency
 from batchyard.broker.record import Attempt, Claimed
 from batchyard.broker.recorder import Effect
@@ -73,7 +74,9 @@ def test_a_stale_end_a_failing_effect_and_a_broken_one_stop_no_other(yard: Yard)
     assert isinstance(broken, Exception)
     assert "WRONGTYPE" in str(broken)
     assert yard.redis.exists("stale") == 0
-    assert [letter["reason"].split(":")[0] for letter in yard.dead_letters().values()] == ["LPUSH failed"]
+    assert [letter["reason"].split(":")[0] for letter in DeadLetters(yard, lambda: yard.ring).list().values()] == [
+        "LPUSH failed"
+    ]
     assert [yard.record(i).state for i in ("first", "last", "stale")] == ["SUCCEEDED", "SUCCEEDED", "STARTING"]
     assert settle(yard, [end(again)]) == [True]
 
