@@ -4,6 +4,8 @@ local function end_record(id, state, fields, retention)
   local job = K.job(id)
   become(id, state, unpack(fields))
   redis.call('HDEL', job, 'token', 'class', 'ending')
+  local h = redis.call('HMGET', job, 'queue', 'share')
+  if h[2] then share_closed(h[1], h[2], id) end
   redis.call('ZREM', K.expiring, id)
   redis.call('EXPIRE', job, retention)
   if release(id, state == 'SUCCEEDED') > 0 then
