@@ -20,6 +20,7 @@ from kombu.exceptions import KombuError, OperationalError
 
 from . import keys
 from .blobs import Blobs, LazyBlobs, OnBytes
+from .consumables import Consumables
 from .deadletters import DeadLetters
 from .definitions import Definitions, Known, expand
 from .dependencies import check_known
@@ -257,6 +258,11 @@ class Client:
     def cancel(self, job_id: str, reason: str = "cancelled by its owner", *, terminate: bool = True) -> CancelAnswer:
         """Ends a job in any state; one not taken in yet ends when it comes. terminate=False spares a running one."""
         return self.yard.cancel(job_id, reason, terminate=terminate)
+
+    @property
+    def consumables(self) -> Consumables:
+        """Consumable resources: create, update, show, list, delete."""
+        return Consumables(self.yard)
 
     @property
     def definitions(self) -> Definitions:

@@ -2,9 +2,10 @@
 
 queues:
   cpu: {priority: 10, environments: [here]}
-  gpu: {environments: [here], default_priority: 5}
+  gpu: {environments: [here], default_priority: 5, max_concurrent: 4}
+  lab: {environments: [here], fair_share: {shares: [{share: alice, weight: 0.5}]}}    # see `fairshare`
 environments:
-  here: {vcpus: 8, memory_mib: 16000, gpus: 1, disk_gib: 100}    # the largest node that it may have
+  here: {vcpus: 8, memory_mib: 16000, gpus: 1, gpu_types: [a100], disk_gib: 100}    # the largest node that it may have
 schedules:
   nightly: {cron: "30 2 * * *", timezone: Europe/Berlin, definition: report}    # see `schedule.Schedule`
 lease_s: 30
@@ -14,6 +15,7 @@ A file without `schedules` leaves those of the file before as they are; `schedul
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -24,7 +26,8 @@ from pydantic_core import ErrorDetails
 
 from . import rules
 from .errors import InvalidConfig, InvalidJob
-from .job import Job
+from .fairshare import FairShare, Share
+from .job import GpuType, Job
 from .plainyaml import Loader, keep_texts, part
 from .schedule import Schedule
 
@@ -39,23 +42,33 @@ class _Frozen(BaseModel):
 
 
 class Environment(_Frozen):
-    """A compute environment, by the largest node that it may have."""
+    """A compute environment, by the largest node that it may have.
+
+    gpu_types: those that its nodes may have; any, where it does not say. max_vcpus: of all its nodes together.
+    """
 
     vcpus: Annotated[float, Field(gt=0)]
     memory_mib: Annotated[int, Field(gt=0)]
     gpus: Annotated[int, Field(ge=0)] = 0
     disk_gib: Annotated[float, Field(ge=0)] = 100
+    gpu_types: tuple[GpuType, ...] | None = None
+    max_vcpus: Annotated[float, Field(gt=0)] | None = None
 
     def lacks(self, job: Job) -> str | None:
         """What the largest node has too little of for this job, in words; None when it fits."""
         for what in ("vcpus", "memory_mib", "gpus", "disk_gib"):
             if getattr(job, what) > getattr(self, what):
                 return f"{what} {getattr(job, what):g} of at most {getattr(self, what):g}"
+        if job.gpu_type is not None and self.gpu_types is not None and job.gpu_type not in self.gpu_types:
+            return f"gpu_type {job.gpu_type}, it has {', '.join(self.gpu_types) or 'none'}"
         return None
 
 
 class Queue(_Frozen):
-    """A job queue. priority: higher is served first. default_priority: for messages that carry 0 or none."""
+    """A job queue. priority: higher is served first. default_priority: for messages that carry 0 or none.
+
+    fair_share: without one, jobs go by their priority, then in the order of arrival. max_concurrent: jobs at once.
+    """
 
     priority: int = 1
     environments: Annotated[tuple[Name, ...], Field(min_length=1)]
@@ -63,6 +76,8 @@ class Queue(_Frozen):
     state: Literal["ENABLED", "DISABLED"] = "ENABLED"
     force_strict: bool = False
     allow_host_network: bool = False
+    fair_share: FairShare | None = None
+    max_concurrent: Annotated[int, Field(ge=1)] | None = None
 
 
 class Config(_Frozen):
@@ -97,6 +112,10 @@ class Config(_Frozen):
                         f'queue "{name}": environment "{environment}" is not defined; '
                         f"define it or choose of {', '.join(self.environments)}"
                     )
+            if queue.fair_share and queue.fair_share.compute_reservation and self._max_vcpus(queue) is None:
+                raise ValueError(
+                    f'queue "{name}": compute_reservation is a part of max_vcpus; give its environments max_vcpus'
+                )
         for name, schedule in self.schedules.items():
             if schedule.queue not in self.queues:
                 raise ValueError(
@@ -112,6 +131,23 @@ class Config(_Frozen):
     def by_priority(self) -> list[str]:
         """Queue names, the most urgent queue first."""
         return sorted(self.queues, key=lambda name: (-self.queues[name].priority, name))
+
+    def policies(self) -> dict[str, str]:
+        """What the claim has to know of queues: name → JSON; nothing of a queue that goes by priority and arrival."""
+        found = {}
+        for name, queue in self.queues.items():
+            policy: dict[str, Any] = {}
+            if queue.max_concurrent is not None:
+                policy["max_concurrent"] = queue.max_concurrent
+            if queue.fair_share is not None:
+                policy["fair"] = queue.fair_share.told(self._max_vcpus(queue))
+            if policy:
+                found[name] = json.dumps(policy, sort_keys=True)
+        return found
+
+    def _max_vcpus(self, queue: Queue) -> float | None:
+        each = [self.environments[name].max_vcpus for name in queue.environments]
+        return sum(one for one in each if one is not None) if None not in each else None
 
     def served(self, environment: str, asked: Collection[str] = ()) -> list[str]:
         """What a node serves, the most urgent queue first: those asked for, else those of its compute environment.
@@ -136,12 +172,24 @@ class Config(_Frozen):
             return f'queue "{queue_name}" runs profile "strict" only; leave job.profile out'
         if job.networking == "host" and not queue.allow_host_network:
             return f'queue "{queue_name}" does not allow network "host"; choose "none" or "bridge"'
+        if reason := _share_refusal(queue_name, queue, job):
+            return reason
         missing = [f"{name}: {lack}" for name in queue.environments if (lack := self.environments[name].lacks(job))]
         if len(missing) == len(queue.environments):
             return (
                 f'no node that queue "{queue_name}" may have can meet the demand ({"; ".join(missing)}); ask for less'
             )
         return None
+
+
+def _share_refusal(name: str, queue: Queue, job: Job) -> str | None:
+    if queue.fair_share is None:
+        return None if job.share is None else f'queue "{name}" has no fair share; leave job.share out'
+    if job.share is not None:
+        return None
+    named = [one.share for one in queue.fair_share.shares]
+    such = f", such as {', '.join(named[:5])}" if named else ""
+    return f'queue "{name}" has a fair-share policy; say whose work it is with job.share{such}'
 
 
 def single_machine(vcpus: float, memory_mib: int, gpus: int, disk_gib: float) -> Config:
@@ -188,8 +236,12 @@ def parse(data: object, source: str) -> Config:
 
 def _rule(first: ErrorDetails) -> str:
     loc, kind = [str(part) for part in first["loc"]], first["type"]
-    models: dict[str, type[_Frozen]] = {"queues": Queue, "environments": Environment}
+    models: dict[str, type[BaseModel]] = {"queues": Queue, "environments": Environment}
     model = models.get(loc[0], Config) if len(loc) > 1 else Config
+    if "fair_share" in loc[2:3] and (len(loc) > 3 or kind != "extra_forbidden"):
+        model = Share if "shares" in loc[3:4] and len(loc) > 5 else FairShare
+        if loc[-1] == "share":
+            return 'a share is 1 to 255 letters and digits, the last may be "*"'
     if kind == "extra_forbidden":
         return rules.no_such_field(loc[-1], list(model.model_fields))
     if kind in {"model_type", "model_attributes_type", "dict_type"}:
@@ -199,8 +251,10 @@ def _rule(first: ErrorDetails) -> str:
     return rules.rule(first)
 
 
-_FORMS: dict[type[_Frozen], str] = {
+_FORMS: dict[type[BaseModel], str] = {
     Config: "such as {queues: {cpu: {environments: [here]}}, environments: {here: {vcpus: 8, memory_mib: 16000}}}",
     Queue: "such as {environments: [here]}",
     Environment: "such as {vcpus: 8, memory_mib: 16000}",
+    FairShare: "such as {share_decay_s: 600, shares: [{share: alice, weight: 0.5}]}",
+    Share: "such as {share: alice, weight: 0.5}",
 }

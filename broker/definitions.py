@@ -26,9 +26,16 @@ def expand(job: object, find: Find) -> object:
 
     Raises InvalidJob, and what `find` raises.
     """
-    if not isinstance(job, Mapping) or job.get("definition") is None:
+    if not isinstance(job, Mapping):
+        return job
+    limit = job.get("max_concurrent")
+    if job.get("definition") is None:
+        if limit is not None:
+            raise InvalidJob("max_concurrent", limit, "is said by a job definition, for all of its jobs")
         return job
     reference, template = find(job["definition"])
+    if limit is not None and limit != template.get("max_concurrent", limit):
+        raise InvalidJob("max_concurrent", limit, f"is for {reference} to say, for all of its jobs; leave it out")
     return {**definition.merge(template, job), "definition": reference}
 
 
@@ -48,8 +55,15 @@ class Definitions:
         template = definition.check_template(template)
         sealed = self._ring().seal(json.dumps(template).encode(), _about(definition.check_name(name)))
         revision = int(
-            self._functions.call("define", name, token or uuid.uuid4().hex, sealed, template["image"])
-        )  # fmt: skip
+            self._functions.call(
+                "define",
+                name,
+                token or uuid.uuid4().hex,
+                sealed,
+                template["image"],
+                template.get("max_concurrent") or "",
+            )
+        )
         return self.show(f"{name}:{revision}")
 
     def deregister(self, reference: str) -> None:

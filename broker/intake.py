@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from . import deadletters, keys, message
+from . import deadletters, definition, keys, message
 from .config import Config
 from .definitions import Find, Known, expand, refuse
 from .dependencies import Doorstep
@@ -70,9 +71,20 @@ def read(list_key: str, queue: str, raw: bytes, *, config: Config, ring: KeyRing
 
 def _clear(job: Job) -> dict[str, str]:
     """What everybody may see on the record."""
-    told = {"image": job.image, "name": job.name or "", "definition": job.definition or ""}
-    told["array"] = str(job.array_size or "")
-    return {name: value for name, value in told.items() if value or name in {"image", "name"}}
+    told = {"image": job.image, "name": job.name or ""}
+    if job.definition:
+        told["definition"] = job.definition
+        if job.max_concurrent is not None:
+            told["def"] = definition.split(job.definition)[0]
+    if job.array_size is not None:
+        told["array"] = str(job.array_size)
+    if job.share is not None:
+        told |= {"share": job.share, "sched": str(job.scheduling_priority)}
+    if job.consumables:
+        told["tokens"] = json.dumps(dict(sorted(job.consumables.items())))
+    if job.gpu_type is not None:
+        told["gpu_type"] = job.gpu_type
+    return told
 
 
 def _job(sent: Message, args: list[object], kwargs: dict[str, object], find: Find) -> Job:

@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    BeforeValidator,
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
@@ -23,12 +24,14 @@ from . import arrays, dependencies, rules
 from . import uri as uris
 from .dependencies import Dependency
 from .errors import InvalidJob
+from .fairshare import ShareName
 from .fields import Frozen, OrText, Text
 from .retry import INFRASTRUCTURE_RETRIES, LONGEST_BACKOFF_S, ExitRule, Strategy
 
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 WORK = PurePosixPath("/work")
 _REF = re.compile(r"Ref::([A-Za-z0-9_-]+)")
+MOST_CONSUMABLES = 5  # kinds that one job may ask for
 _MOST_ID = 2**31 - 1  # the engine takes no more
 _RESERVED = ("AWS_BATCH", "BATCHYARD_")
 
@@ -36,6 +39,12 @@ _RESERVED = ("AWS_BATCH", "BATCHYARD_")
 EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=256)]
 SecretName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")]
 OutputName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")]
+GpuType = Annotated[
+    str,
+    Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$"),
+    BeforeValidator(lambda v: v.lower() if isinstance(v, str) else v),
+]
+ConsumableName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,127}$")]
 ContainerPath = Annotated[str, Field(min_length=2, max_length=1024)]
 
 
@@ -131,6 +140,7 @@ class Job(Frozen):
     vcpus: Annotated[float, Field(ge=0.001, le=4096, allow_inf_nan=False)] = 1.0
     memory_mib: Annotated[int, Field(ge=6, le=2**32)] = 512
     gpus: Annotated[int, Field(ge=0, le=1024)] = 0
+    gpu_type: GpuType | None = None
     disk_gib: Annotated[float, Field(ge=0, le=2**20, allow_inf_nan=False)] = 1.0
     parameters: dict[str, Text] = {}
     inputs: dict[ContainerPath, Input] = {}
@@ -146,6 +156,12 @@ class Job(Frozen):
     user: Annotated[str, Field(pattern=r"^[0-9]+(:[0-9]+)?$")] | None = None
     priority: Annotated[int, Field(ge=0, le=9)] | None = None
     array_size: Annotated[int, Field(ge=2, le=arrays.LARGEST)] | None = None
+    share: ShareName | None = None
+    scheduling_priority: Annotated[int, Field(ge=0, le=9999)] = 0
+    consumables: Annotated[
+        dict[ConsumableName, Annotated[int, Field(ge=1, le=2**31 - 1)]], Field(max_length=MOST_CONSUMABLES)
+    ] = {}
+    max_concurrent: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     tags: Annotated[
         dict[Annotated[str, Field(min_length=1, max_length=128)], Annotated[str, Field(max_length=256)]],
         Field(max_length=50),
@@ -168,6 +184,8 @@ class Job(Frozen):
             raise InvalidJob(
                 "user", self.user, 'root is not allowed in profile "strict"; choose another, or profile "aws"'
             )
+        if self.gpu_type is not None and not self.gpus:
+            raise InvalidJob("gpu_type", self.gpu_type, "goes with gpus; say how many")
         if self.evaluate_on_exit and "attempts" not in self.model_fields_set:
             raise InvalidJob("evaluate_on_exit", "…", "needs attempts; say how often the job may run at most")
         dependencies.check(self.depends_on, self.array_size)
@@ -264,6 +282,9 @@ _SECRET = 'letters, digits, ".", "-" and "_", first a letter or digit, at most 1
 _TEXT_RULES = {
     "image": "an image is a name such as busybox:1.36, without blanks, at most 255 characters",
     "name": f"a job's name is {rules.NAME}",
+    "gpu_type": "a type of GPU is a name such as a100: letters, digits, '-', '_' and '.', at most 64",
+    "share": "a share is 1 to 255 letters and digits",
+    "consumables.[key]": f"a consumable resource's name is {rules.NAME}",
     "user": "a user is UID or UID:GID in digits",
     "tags": "a tag's key has 1 to 128 characters, its value at most 256",
     "inputs.[key]": "must be an absolute path such as /in/data, at most 1024 characters",

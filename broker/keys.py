@@ -31,6 +31,12 @@ DEFINITIONS_VERSION = "by:defs:version"  # changes whenever a definition does
 EVENTS = "by:events"  # stream: changes of states, the newest 100,000 or so; e: "<id> <queue> <state> <reason>"
 SCHEDULES = "by:schedules"  # set: names of schedules
 SCHEDULES_DUE = "by:schedules:due"  # zset: ms when it is to fire next -> name; ENABLED ones only
+POLICIES = "by:policies"  # hash: queue -> JSON of its fair share and its limit, as the claim reads them
+HOLDS = "by:holds"  # hash: what running jobs hold: q:<queue> jobs, v:<queue> milli-vCPU, d:<definition> jobs
+HOLDS_SINCE = "by:holds:since"  # hash: d:<definition> -> ms of its last job's claim
+LIMITS = "by:limits"  # hash: name of a job definition -> how many of its jobs may run at once
+GATES = "by:gates"  # counter: changes whenever something is free again that is counted beside nodes' resources
+CONSUMABLES = "by:consumables"  # set: names of consumable resources
 WAKE = "by:wake"  # channel: work for nodes; message = queue
 DUTY = "by:duty"  # channel: work for the controller
 CONTROL = "by:control"  # channel: "<node> <job id>" has something to be told
@@ -49,6 +55,16 @@ def cancelled(job_id: str) -> str:
 def definition(reference: str) -> str:
     """Hash: one revision of a job definition, `name:revision`."""
     return f"by:def:{reference}"
+
+
+def consumable(name: str) -> str:
+    """Hash: a consumable resource: type, total, held, jobs that hold some."""
+    return f"by:consumable:{name}"
+
+
+def consumable_token(token: str) -> str:
+    """String with expiry: the answer that a change of a consumable resource got, by `name:token`."""
+    return f"by:consumable:token:{token}"
 
 
 def schedule(name: str) -> str:
@@ -103,7 +119,19 @@ def lua_table() -> str:
     lines = [f"  {name} = '{value}'," for name, value in sorted(plain.items())]
     lines += [
         f"  {fn.__name__} = function(x) return '{fn('|').replace('|', chr(39) + ' .. x .. ' + chr(39))}' end,"
-        for fn in (job, cancelled, dependants, definition, schedule, node, node_jobs, result, states)
+        for fn in (
+            job,
+            cancelled,
+            consumable,
+            consumable_token,
+            dependants,
+            definition,
+            schedule,
+            node,
+            node_jobs,
+            result,
+            states,
+        )
     ]
     # The ready index is touched by Lua alone.
     lines += [
@@ -111,6 +139,13 @@ def lua_table() -> str:
         "  heads = function(q) return 'by:q:' .. q .. ':heads' end,       -- zset: score of its first job -> class",
         "  counts = function(q) return 'by:q:' .. q .. ':n' end,          -- hash: class -> jobs waiting",
         "  demands = function(q) return 'by:q:' .. q .. ':d' end,         -- hash: id -> demand, in coarse classes",
+        "  shares = function(q) return 'by:q:' .. q .. ':shares' end,     -- zset: decayed use -> share",
+        "  share_use = function(q) return 'by:q:' .. q .. ':use' end,     -- hash: share -> what it used",
+        "  share_open = function(q) return 'by:q:' .. q .. ':open' end,   -- hash: active share -> open jobs",
+        "  share_kin = function(q) return 'by:q:' .. q .. ':kin' end,     -- hash: prefix -> active shares that match",
+        "  share_waits = function(q) return 'by:q:' .. q .. ':waits' end, -- hash: share -> jobs ready",
+        "  resting = function(q) return 'by:q:' .. q .. ':resting' end,   -- zset: ms when it is forgotten -> share",
+        "  news = function(q) return 'by:q:' .. q .. ':news' end,         -- changes when a lane has something new",
         "  delayed = function(q) return 'by:q:' .. q .. ':delayed' end,   -- zset: eta ms -> id",
         "  blocked = function(q) return 'by:q:' .. q .. ':blocked' end,   -- set: ids that wait for other jobs",
         "  unspawned = function(q) return 'by:q:' .. q .. ':arrays' end,  -- hash: parent -> children still to come",

@@ -155,7 +155,7 @@ class Yard:
 
     # -- configuration
     def configure(self, value: Config) -> None:
-        self._read("SET", keys.CONFIG, value.model_dump_json())
+        self._call("configure", value.model_dump_json(), json.dumps(value.policies()))
 
     def config(self) -> Config:
         """Raises NotFound when no controller has ever run on this Redis."""
@@ -208,6 +208,7 @@ class Yard:
             free.gpus,
             int(free.disk_gib * 1024),
             count,
+            "",
             *queues,
         )
         return bool(more), [
@@ -380,9 +381,12 @@ class Yard:
         }
 
     def position(self, job_id: str) -> tuple[int, int] | None:
-        """(jobs of its queue that stand before it, all in its queue's index), None when it is not in the index."""
-        there, ahead, waiting = (int(n) for n in self._call("position", job_id))
-        return (ahead, waiting) if there else None
+        """(jobs that stand before it, of its share where it has one, else of its queue; all in its queue's index).
+
+        None when it is not in the index.
+        """
+        there, *place = self._call("position", job_id)
+        return (int(place[0]), int(place[1])) if there else None
 
     def record(self, job_id: str) -> Record:
         """Raises NotFound."""
@@ -430,7 +434,7 @@ class Yard:
         out = {}
         for name, ms in self.guard(lambda: self.redis.zrange(keys.NODES, 0, -1, withscores=True)):
             fields = {k.decode(): v.decode() for k, v in self._read("HGETALL", keys.node(name.decode())).items()}
-            hidden = [k for k in fields if k in {"claim", "claimed"} or k.startswith("at:")]
+            hidden = [k for k in fields if k in {"claim", "claimed"} or k.startswith(("at:", "no:"))]
             for k in hidden:
                 del fields[k]
             jobs = self._read("SCARD", keys.node_jobs(name.decode()))

@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "nodes": ("look:nodes", "Show nodes and what they have."),
     "definition": ("definition:definition", "Job definitions: register, deregister, list, show."),
     "schedule": ("schedule:schedule", "Jobs that are sent by the clock: list, add, pause, resume, remove, run-now."),
+    "consumable": ("consumable:consumable", "Licence tokens and the like: create, update, list, show, delete."),
     "schema": ("submit:schema", "Print the JSON schema of a job."),
     "deadletters": ("deadletters:deadletters", "Messages that could not be taken in: list, show, drop."),
     "doctor": ("", "Check what the yard stands on: engine, Redis, store, keys, disk, clock."),

@@ -27,7 +27,10 @@ _FIELDS = (
     "vcpus",
     "memory_mib",
     "gpus",
+    "gpu_type",
     "disk_gib",
+    "share",
+    "scheduling_priority",
     "timeout_s",
     "attempts",
     "backoff_s",
@@ -36,7 +39,14 @@ _FIELDS = (
     "network",
     "user",
 )
-_MAPS = {"environment": "env", "secrets": "secret", "parameters": "param", "tags": "tag", "outputs": "output"}
+_MAPS = {
+    "environment": "env",
+    "secrets": "secret",
+    "parameters": "param",
+    "tags": "tag",
+    "outputs": "output",
+    "consumables": "consumable",
+}
 _QUEUE = "cpu"
 _ANY_DIGEST = "sha256:" + "0" * 64  # stands for a file that is put only when all jobs are known to be right
 
@@ -94,6 +104,7 @@ _EXAMPLES = examples(
 @click.option("--vcpus", type=float, help="Fractions are allowed.  [default: 1]")
 @click.option("--memory-mib", type=int, help="Above it, the job is killed.  [default: 512]")
 @click.option("--gpus", type=int, help="Whole devices, for this job alone.")
+@click.option("--gpu-type", metavar="TYPE", help="Of that type, such as a100.")
 @click.option("--disk-gib", type=float, help="Scratch space.  [default: 1]")
 @_pairs_option("--env", "NAME=VALUE", "Environment variable.")
 @_pairs_option("--secret", "NAME=SECRET", "Environment variable from the node's secret of that name.")
@@ -105,6 +116,9 @@ _EXAMPLES = examples(
 )
 @_pairs_option("--output", "NAME=PATH", "File or directory below /work that is kept at the end.")
 @_pairs_option("--tag", "KEY=VALUE", "For people and tools.")
+@_pairs_option("--consumable", "NAME=N", "So many of a consumable resource, see `batchyard consumable`.")
+@click.option("--share", help="Whose work it is, in a queue with a fair-share policy.")
+@click.option("--scheduling-priority", type=int, help="0 to 9999 within its share; higher first.  [default: 0]")
 @click.option("--timeout-s", type=int, help="Seconds that an attempt may take.")
 @click.option("--attempts", type=int, help="Runs at most, when it fails.  [default: 1]")
 @click.option("--backoff-s", type=float, help="Before it is tried again; doubled each time, an hour at most.")

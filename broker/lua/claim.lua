@@ -1,43 +1,51 @@
--- claim(node, claim id, lease ms, mc, mem, gpu, disk, count, queue, …) -> {more, job, …}
+-- claim(node, claim id, lease ms, mc, mem, gpu, disk, count, more (JSON or ''), queue, …) -> {more, job, …}
 -- A job is {id, token, attempt, doc, queue, created ms, interruptions}.
--- Up to `count` jobs that fit what is free, queues in the order given, most urgent class first. A repeated claim id
--- gets the answer of the first call. more = 1: looked at the bounded number of jobs and found none; ask again.
--- Keys: node, node_jobs, leases, reaper, job, class, heads, counts, demands, delayed, expiring, outbox.
+-- Up to `count` jobs that fit what is free, queues in the order given; in a queue with shares the share that has used
+-- least, then its most urgent class. A repeated claim id gets the answer of the first call. more = 1: looked at the
+-- bounded number of jobs or classes and found none; ask again. more (JSON): "types": free devices, "a100:2,t4:1",
+-- "has": [short hashes of inputs that the node holds].
+-- Keys: node, node_jobs, leases, reaper, job, class, heads, counts, demands, delayed, expiring, outbox, policies, holds,
+-- limits, consumable, gates, the shares'.
 local LOOKS = 32                               -- jobs looked at in coarse classes in one call
+local CLASS_LOOKS = 256                        -- classes looked at in vain, in one call, in lanes of shares
 
--- Where this node's walk through the coarse classes of a queue stopped: so every job is looked at in the end, however
+-- Where this node's walk through the coarse classes of a lane stopped: so every job is looked at in the end, however
 -- many that do not fit stand before it. -> offset, class; nothing when no walk is under way.
-local function stopped_at(queue, free, node)
-  local mark = redis.call('HGET', K.node(node), 'at:' .. queue)
+local function stopped_at(lane, free, node)
+  local mark = redis.call('HGET', K.node(node), 'at:' .. lane)
   if not mark then return nil end
   local from, class = string.match(mark, '^(%d+) (.*)$')
-  if fits(shape(class), free) and redis.call('ZSCORE', K.heads(queue), class) then return tonumber(from), class end
+  if fits(shape(class), free) and redis.call('ZSCORE', K.heads(lane), class) then return tonumber(from), class end
 end
 
+local function may_go(s, free, seen) return fits(s, free) and (not s.gated or open_gates(s, seen)) end
+
 -- The first of `most` jobs of a coarse class that fits, and how many were looked at.
-local function look_into(queue, class, from, most, free)
-  local ids = redis.call('ZRANGE', K.class(queue, class), from, from + most - 1)
-  local demands = #ids > 0 and redis.call('HMGET', K.demands(queue), unpack(ids))
+local function look_into(lane, class, from, most, free, seen)
+  local ids = redis.call('ZRANGE', K.class(lane, class), from, from + most - 1)
+  local demands = #ids > 0 and redis.call('HMGET', K.demands(lane), unpack(ids))
   for i, id in ipairs(ids) do
-    if not demands[i] or fits(shape(demands[i]), free) then return id end
+    if not demands[i] or may_go(shape(demands[i]), free, seen) then return id end
   end
   return nil, #ids
 end
 
 -- One call walks LOOKS jobs on. A walk ends with a job that fits, or behind the last one: then there is none.
-local function pick(queue, free, node)
-  local mark, left, walking, from, resume = 'at:' .. queue, LOOKS, false, 0, nil
-  for _, class in ipairs(redis.call('ZRANGE', K.heads(queue), 0, CLASSES)) do
+-- -> id, class, whether there is more to look at, how many classes were looked at
+local function pick(lane, free, node, seen)
+  local mark, left, walking, from, resume = 'at:' .. lane, LOOKS, false, 0, nil
+  local classes = redis.call('ZRANGE', K.heads(lane), 0, CLASSES)
+  for _, class in ipairs(classes) do
     local s = shape(class)
-    if fits(s, free) then
-      if s.exact then return redis.call('ZRANGE', K.class(queue, class), 0, 0)[1], class, left == 0 end
+    if may_go(s, free, seen) then
+      if s.exact then return redis.call('ZRANGE', K.class(lane, class), 0, 0)[1], class, left == 0 end
       if not walking then
         walking = true
-        from, resume = stopped_at(queue, free, node)
+        from, resume = stopped_at(lane, free, node)
       end
       if left > 0 and (not resume or resume == class) then
         from = resume and from or 0
-        local id, looked = look_into(queue, class, from, left, free)
+        local id, looked = look_into(lane, class, from, left, free, seen)
         if id then
           redis.call('HDEL', K.node(node), mark)
           return id, class
@@ -48,7 +56,126 @@ local function pick(queue, free, node)
     end
   end
   if walking and left > 0 then redis.call('HDEL', K.node(node), mark) end
-  return nil, nil, left == 0
+  return nil, nil, left == 0, #classes
+end
+
+-- The shares that have jobs ready, in rows of one weight: in a row they stand by their use.
+local function line_up(queue, fair)
+  local rows, by_weight = {}, {}
+  local all = redis.call('ZRANGE', K.shares(queue), 0, -1, 'WITHSCORES')
+  local kins = #fair.prefixes > 0 and #all > 0 and redis.call('HGETALL', K.share_kin(queue)) or {}
+  local many = {}
+  for i = 1, #kins, 2 do many[kins[i]] = tonumber(kins[i + 1]) end
+  for i = 1, #all, 2 do
+    local weight, prefix = weight_in(fair, all[i])
+    if prefix then weight = weight * math.max(1, many[prefix] or 1) end
+    local row = by_weight[weight]
+    if not row then
+      row = {weight = math.log(weight), at = 1}
+      by_weight[weight], rows[#rows + 1] = row, row
+    end
+    row[#row + 1] = {share = all[i], score = all[i + 1] == '-inf' and -math.huge or tonumber(all[i + 1])}
+  end
+  return rows
+end
+
+-- A share's place in its row is by what it has used until now.
+local function bring_up(queue, fair, row, t)
+  local first = row[row.at]
+  local use, running = used_by(fair, redis.call('HGET', K.share_use(queue), first.share), t)
+  local score = turn_of(fair, use, running, t)
+  if score ~= first.score then redis.call('ZADD', K.shares(queue), 'XX', score_text(score), first.share) end
+  first.score, first.fresh = score, true
+  local i = row.at
+  while row[i + 1] and row[i + 1].score < score do
+    row[i], i = row[i + 1], i + 1
+  end
+  row[i] = first
+end
+
+-- -> the share whose turn it is, first in its row; nil when there is none left
+local function next_share(queue, fair, rows, t)
+  while true do
+    local best
+    for _, row in ipairs(rows) do
+      local first = row[row.at]
+      if first and (not best or first.score + row.weight < best[best.at].score + best.weight) then best = row end
+    end
+    if not best or best[best.at].fresh then return best and best[best.at], best end
+    bring_up(queue, fair, best, t)
+  end
+end
+
+-- Shares in which this node has found nothing since anything changed that could help: it has no more free than it
+-- had, no lane has got anything new, no gate has opened.
+local function in_vain(queue, free, node, types)
+  local now_is = (redis.call('GET', K.news(queue)) or '') .. ' ' .. (redis.call('GET', K.gates) or '') .. ' ' .. types
+  local tried = {now = now_is, shares = {}, changed = false}
+  local mark = redis.call('HGET', K.node(node), 'no:' .. queue)
+  if not mark then return tried end
+  local c, m, g, d, was, shares = string.match(mark, '^(%d+) (%d+) (%d+) (%d+)\n([^\n]*)\n(.*)$')
+  local had = {tonumber(c), tonumber(m), tonumber(g), tonumber(d), types = {}}
+  tried.changed = true                         -- this is to be written anew, or to go
+  if was ~= now_is or not fits({free[1], free[2], free[3], free[4]}, had) then return tried end
+  for share in string.gmatch(shares, '%S+') do tried.shares[share] = true end
+  tried.changed = false
+  return tried
+end
+
+local function keep_in_vain(queue, node, free, tried)
+  if not tried.changed then return end
+  local names = {}
+  for share in pairs(tried.shares) do names[#names + 1] = share end
+  if #names == 0 then
+    redis.call('HDEL', K.node(node), 'no:' .. queue)
+  else
+    local had = {}
+    for k = 1, 4 do had[k] = num(math.floor(free[k])) end
+    redis.call('HSET', K.node(node), 'no:' .. queue,
+      table.concat(had, ' ') .. '\n' .. tried.now .. '\n' .. table.concat(names, ' '))
+  end
+end
+
+-- What a queue with shares may still take of the vCPUs, with some kept for shares that are not active yet; all of it
+-- when it runs nothing, or a large job could never start.
+local function unreserved(queue, fair)
+  if fair.reservation <= 0 or not fair.most then return math.huge end
+  local held = held_now('v:' .. queue)
+  if held == 0 then return math.huge end
+  local active = redis.call('HLEN', K.share_open(queue))
+  return fair.most * (1 - fair.reservation ^ active) - held
+end
+
+-- The next job of a queue. c: what the call knows; q: what it knows of this queue.
+-- -> id, place, whether there is more to look at
+local function pick_of(c, queue, q)
+  local id, class, unfinished = pick(queue, c.free, c.node, c.seen)
+  if id or unfinished then return id, class, unfinished end
+  if not q.rows then
+    if not q.fair and redis.call('EXISTS', K.shares(queue)) == 0 then return nil end
+    q.fair, q.t = q.fair or DEFAULT_FAIR, now()
+    q.rows = line_up(queue, q.fair)
+    q.looks = CLASS_LOOKS
+  end
+  local free = {math.min(c.free[1], unreserved(queue, q.fair)), c.free[2], c.free[3], c.free[4], types = c.free.types}
+  if free[1] <= 0 then return nil end
+  q.tried = q.tried or in_vain(queue, free, c.node, c.types)
+  while true do
+    local first, row = next_share(queue, q.fair, q.rows, q.t)
+    if not first then break end
+    local looked
+    if not q.tried.shares[first.share] then
+      id, class, unfinished, looked = pick(queue .. '/' .. first.share, free, c.node, c.seen)
+      if id or unfinished then
+        first.fresh = false
+        return id, id and first.share .. '/' .. class, unfinished
+      end
+      if looked > 0 then q.tried.shares[first.share], q.tried.changed, q.tried.free = true, true, free end
+      q.looks = q.looks - looked
+    end
+    row.at = row.at + 1
+    if q.looks <= 0 then return nil, nil, true end
+  end
 end
 
 local function repeated(node, claim)
@@ -64,43 +191,64 @@ local function repeated(node, claim)
   return out
 end
 
+-- Whether what a claim picked is a job that may still run; one that may not leaves the index.
+local function runs_still(queue, place, id, h)
+  if not h[1] then
+    index_remove(queue, place, id)             -- the record is gone; so is the job
+  elseif h[5] and tonumber(h[5]) <= now() then
+    decide_end(id, 'REVOKED', 'expired')
+    index_remove(queue, place, id)
+  elseif closing(id) then
+    decide_end(id, 'REVOKED', closing(id))
+    index_remove(queue, place, id)
+  else
+    return true
+  end
+end
+
+local function take_from(c, queue)
+  local policy, skips = policy_of(queue), 0
+  local q = {fair = policy.fair}
+  local room = policy.max_concurrent and policy.max_concurrent - held_now('q:' .. queue) or math.huge
+  while room > 0 and #c.ids < c.count and skips < 32 do
+    local id, place, unfinished = pick_of(c, queue, q)
+    c.more = c.more or unfinished
+    if not id then break end
+    local h = redis.call('HMGET', K.job(id), 'mc', 'mem', 'gpu', 'disk', 'expires', 'tokens', 'def', 'gpu_type')
+    if runs_still(queue, place, id, h) then
+      c.out[#c.out + 1] = lease_out(id, c.node, c.claim, c.lease)
+      c.ids[#c.ids + 1] = id
+      index_remove(queue, place, id)
+      for k = 1, 4 do c.free[k] = c.free[k] - tonumber(h[k]) end
+      for kind, n in pairs(c.free.types) do    -- of which type an untyped job's devices are is the node's to say
+        if not h[8] or h[8] == kind then c.free.types[kind] = n - tonumber(h[3]) end
+      end
+      if h[6] or h[7] then c.seen = {} end
+      room = room - 1
+    else
+      skips = skips + 1
+    end
+  end
+  if q.tried then keep_in_vain(queue, c.node, q.tried.free or c.free, q.tried) end
+  if skips == 32 then c.more = true end
+end
+
 register('claim', function(_, argv)
   local node, claim, lease = argv[1], argv[2], tonumber(argv[3])
-  local free = {tonumber(argv[4]), tonumber(argv[5]), tonumber(argv[6]), tonumber(argv[7])}
+  local free = {tonumber(argv[4]), tonumber(argv[5]), tonumber(argv[6]), tonumber(argv[7]), types = {}}
   local again = repeated(node, claim)
   if again then return again end
+  local more = argv[9] ~= '' and cjson.decode(argv[9]) or {}
+  local types = more.types or ''
+  for kind, n in string.gmatch(types, '([^:,]+):(%d+)') do free.types[kind] = tonumber(n) end
   reap(lease, 8)
-  local out, ids, more = {0}, {}, false
-  for i = 9, #argv do
-    local queue = argv[i]
-    due(queue, 8)
-    local skips = 0
-    while #ids < tonumber(argv[8]) and skips < 32 do
-      local id, class, unfinished = pick(queue, free, node)
-      more = more or unfinished
-      if not id then break end
-      local h = redis.call('HMGET', K.job(id), 'mc', 'mem', 'gpu', 'disk', 'expires')
-      if not h[1] then
-        skips = skips + 1                      -- the record is gone; so is the job
-        index_remove(queue, class, id)
-      elseif h[5] and tonumber(h[5]) <= now() then
-        skips = skips + 1
-        decide_end(id, 'REVOKED', 'expired')
-        index_remove(queue, class, id)
-      elseif closing(id) then
-        skips = skips + 1
-        decide_end(id, 'REVOKED', closing(id))
-        index_remove(queue, class, id)
-      else
-        out[#out + 1] = lease_out(id, node, claim, lease)
-        ids[#ids + 1] = id
-        index_remove(queue, class, id)
-        for k = 1, 4 do free[k] = free[k] - tonumber(h[k]) end
-      end
-    end
-    if skips == 32 then more = true end
+  local c = {node = node, claim = claim, lease = lease, free = free, count = tonumber(argv[8]), types = types,
+    seen = {}, out = {0}, ids = {}, more = false}
+  for i = 10, #argv do
+    due(argv[i], 8)
+    take_from(c, argv[i])
   end
-  if #ids > 0 then redis.call('HSET', K.node(node), 'claim', claim, 'claimed', table.concat(ids, ' ')) end
-  out[1] = (more and #ids == 0) and 1 or 0
-  return out
+  if #c.ids > 0 then redis.call('HSET', K.node(node), 'claim', claim, 'claimed', table.concat(c.ids, ' ')) end
+  c.out[1] = (c.more and #c.ids == 0) and 1 or 0
+  return c.out
 end)

@@ -1,7 +1,8 @@
--- define(name, token, sealed template, image) -> revision
+-- define(name, token, sealed template, image, jobs at once or '') -> revision
 -- A new revision of a job definition, numbered from 1 on; no number is given twice. A repeat, known by its token, gets
 -- the answer of the first call.
--- Keys: definitions, definitions_active, definitions_version, definition.
+-- The limit of the last one holds for all jobs of the definition that have one.
+-- Keys: definitions, definitions_active, definitions_version, definition, limits, gates; channel wake.
 -- Refused when Redis is out of memory.
 local LOOK_BACK = 16                           -- revisions that others may have registered before the repeat
 
@@ -16,6 +17,8 @@ register('define', function(_, argv)
     'created', num(now()), 'token', token)
   redis.call('HSET', K.definitions_active, name, revision)
   redis.call('HSET', K.definitions, name, revision)
+  if argv[5] ~= '' then redis.call('HSET', K.limits, name, argv[5]) else redis.call('HDEL', K.limits, name) end
+  gate_opened('')
   local t = redis.call('TIME')
   redis.call('SET', K.definitions_version, t[1] .. '.' .. t[2])
   return last + 1

@@ -5,7 +5,7 @@
 --   kind "job": runs when it fits; "end": the reason why it fails at the door stands in its clear fields; "dead": no
 --   job can be made of it; why stands there too, and the document is the message, sealed, in base64.
 -- Keys: the producers' lists, job, jobs, seq, cancelled, class, heads, counts, demands, delayed, expiring, blocked,
--- dependants, unspawned, outbox, dead.
+-- dependants, unspawned, outbox, dead, consumable, the shares'.
 -- Refused when Redis is out of memory: the messages then stay where they are.
 local WIDTH = 17
 
@@ -75,6 +75,31 @@ local function stays(m)
   return unknown(cjson.decode(m[16]))
 end
 
+-- Why a job that is well in itself cannot be in this queue as things are, or nil.
+local function not_welcome(queue, clear)
+  if clear.share and not share_welcome(queue, clear.share) then
+    return "job.share = '" .. clear.share .. "': queue \"" .. queue .. '" has ' .. SHARES ..
+      ' active shares, and takes no more; use one of them, or wait until one has been idle for the decay window'
+  end
+  for _, token in ipairs(clear.tokens and tokens_of(clear.tokens) or {}) do
+    local h = redis.call('HMGET', K.consumable(token[1]), 'type', 'total')
+    if not h[1] then
+      return "job.consumables = '" .. token[1] .. "': no such consumable resource; create it " ..
+        '(`batchyard consumable create`), or see `batchyard consumable list`'
+    elseif h[1] == 'REPLENISHABLE' and token[2] > tonumber(h[2]) then
+      return 'job.consumables.' .. token[1] .. ' = ' .. num(token[2]) .. ': there are ' .. h[2] ..
+        ' in all; ask for less, or add some (`batchyard consumable update`)'
+    end
+  end
+end
+
+local function score_of(m, clear)
+  local places = tonumber(clear.array or 1)                        -- an array's children stand in a row
+  local arrived = redis.call('INCRBY', K.sequence, places) - places + 1
+  if clear.share then return num((9999 - tonumber(clear.sched or 0)) * SHARE_PRIORITY + arrived) end
+  return num(tonumber(m[6]) * PRIORITY + arrived)
+end
+
 local function take(m)
   local list, raw, kind, id, queue = m[1], m[2], m[3], m[4], m[5]
   if kind == 'dead' then
@@ -83,8 +108,7 @@ local function take(m)
   local job, t = K.job(id), now()
   if redis.call('EXISTS', job) == 1 then return end                 -- the same message once more
   local clear = cjson.decode(m[14])
-  local places = tonumber(clear.array or 1)                        -- an array's children stand in a row
-  local score = num(tonumber(m[6]) * PRIORITY + redis.call('INCRBY', K.sequence, places) - places + 1)
+  local score = score_of(m, clear)
   local missing = m[16] ~= '' and unknown(cjson.decode(m[16]))     -- a job is not known to itself yet
   local fields = {}
   for k, v in pairs(clear) do fields[#fields + 1] = k; fields[#fields + 1] = v end
@@ -94,6 +118,7 @@ local function take(m)
   if m[13] ~= '' then redis.call('PERSIST', m[13]) end              -- the chord must outlive its slowest member
   if m[16] ~= '' then redis.call('HSET', job, 'depends', m[16]) end
   local cancelled, expires = redis.call('GET', K.cancelled(id)), tonumber(m[12])
+  local refused = kind == 'job' and not_welcome(queue, clear)
   if cancelled then
     decide_end(id, 'REVOKED', cancelled)
     redis.call('DEL', K.cancelled(id))
@@ -103,7 +128,10 @@ local function take(m)
     decide_end(id, 'REVOKED', 'expired')
   elseif missing then
     decide_end(id, 'FAILURE', "job.depends_on = '" .. missing .. "': no such job")
+  elseif refused then
+    decide_end(id, 'FAILURE', refused)
   else
+    if clear.share then share_opened(queue, clear.share, id) end
     wait_or_go(m, score)
   end
 end

@@ -31,6 +31,9 @@ end
 
 register('tick', function(_, argv)
   local limit, dues = tonumber(argv[2]), 0
-  for i = 3, #argv do dues = dues + due(argv[i], limit) end
+  for i = 3, #argv do
+    dues = dues + due(argv[i], limit)
+    forget_shares(argv[i], limit)
+  end
   return {#reap(tonumber(argv[1]), limit), dues, expire(limit), forget(limit)}
 end)

@@ -8,6 +8,8 @@ local function end_record(id, state, fields, retention, releases)
   local job, parent = K.job(id), array_of(id)
   become(id, state, unpack(fields))
   redis.call('HDEL', job, 'token', 'class', 'ending')
+  local h = redis.call('HMGET', job, 'queue', 'share')
+  if h[2] then share_closed(h[1], h[2], id) end
   redis.call('ZREM', K.expiring, id)
   if not parent then redis.call('EXPIRE', job, retention) end
   if release(id, state == 'SUCCEEDED', parent and math.min(FEW, AT_ONCE) or releases) > 0 then

@@ -2,9 +2,15 @@
 --
 -- "500,512,0,1024" holds jobs of exactly that demand (milli-vCPU, MiB, GPUs, MiB of disk); "~256,256,0,1024" holds
 -- jobs of at least that demand and is looked into one by one; what these ask for stands in one hash, so that a look at
--- several is one call.
+-- several is one call. What else a claim decides on for a class as a whole follows the demand, each part after a bar:
+-- "|g=a100" GPUs of that type, "|t=lic:2,x:1" tokens, "|d=report" a definition with a limit, "|i" inputs on record.
+-- So a class whose gate is closed is passed over without a look at its jobs.
+--
+-- A queue with shares has a lane for each: "<share>/<class>" is where a job stands in its queue, "<queue>/<share>" is
+-- the lane's name in keys. Jobs without a share stand in the queue's own lane.
 
 local PRIORITY = 2 ^ 40          -- score = priority * 2^40 + order of arrival, exact in a double
+local SHARE_PRIORITY = 2 ^ 39    -- with a share: (9999 - scheduling priority) * 2^39 + order of arrival
 local EXACT_CLASSES, CLASSES = 192, 256
 local GRID = {4, 4, 4, 4}        -- ratio of the coarse classes in each dimension
 
@@ -12,12 +18,42 @@ local shapes, shapes_size = {}, 0
 local function shape(class)
   local s = shapes[class]
   if not s then
-    local mark, c, m, g, d = string.match(class, '^(~?)(%d+),(%d+),(%d+),(%d+)$')
-    s = {tonumber(c), tonumber(m), tonumber(g), tonumber(d), exact = mark == ''}
+    local mark, c, m, g, d, asks = string.match(class, '^(~?)(%d+),(%d+),(%d+),(%d+)(.*)$')
+    s = {tonumber(c), tonumber(m), tonumber(g), tonumber(d), exact = mark == '', tokens = {}}
+    for key, value in string.gmatch(asks, '|(%a)=?([^|]*)') do
+      if key == 'g' then s.gpu_type = value
+      elseif key == 'd' then s.definition = value
+      elseif key == 'i' then s.inputs = true
+      else
+        for name, n in string.gmatch(value, '([^:,]+):(%d+)') do s.tokens[#s.tokens + 1] = {name, tonumber(n)} end
+      end
+    end
+    s.gated = s.definition ~= nil or #s.tokens > 0
     if shapes_size > 4096 then shapes, shapes_size = {}, 0 end
     shapes[class], shapes_size = s, shapes_size + 1
   end
   return s
+end
+
+-- What a class's name says after the demand.
+local function asks_of(tokens, definition, gpu_type, inputs)
+  local asks = ''
+  if gpu_type then asks = '|g=' .. gpu_type end
+  if tokens then
+    local each = {}
+    for i, token in ipairs(tokens_of(tokens)) do each[i] = token[1] .. ':' .. num(token[2]) end
+    asks = asks .. '|t=' .. table.concat(each, ',')
+  end
+  if definition then asks = asks .. '|d=' .. definition end
+  return inputs and asks .. '|i' or asks
+end
+
+-- Where a job stands -> the name of its lane in keys, its class, its share if it has one
+local function lane_of(queue, place)
+  local at = string.find(place, '/', 1, true)
+  if not at then return queue, place end
+  local share = string.sub(place, 1, at - 1)
+  return queue .. '/' .. share, string.sub(place, at + 1), share
 end
 
 local function floor_to_grid(x, ratio)
@@ -27,36 +63,41 @@ local function floor_to_grid(x, ratio)
   return g
 end
 
-local function classify(queue, demand)
-  local exact = table.concat(demand, ',')
-  local counts = K.counts(queue)
+local function classify(lane, demand, asks)
+  local exact = table.concat(demand, ',') .. asks
+  local counts = K.counts(lane)
   if redis.call('HEXISTS', counts, exact) == 1 then return exact end
   local size = redis.call('HLEN', counts)
   if size < EXACT_CLASSES then return exact end
   local coarse = {}
   for i = 1, 4 do coarse[i] = num(floor_to_grid(tonumber(demand[i]), GRID[i])) end
-  coarse = '~' .. table.concat(coarse, ',')
+  coarse = '~' .. table.concat(coarse, ',') .. asks
   if size < CLASSES - 1 or redis.call('HEXISTS', counts, coarse) == 1 then return coarse end
   return '~0,0,0,0'
 end
 
 local function fits(need, free)
   return need[1] <= free[1] and need[2] <= free[2] and need[3] <= free[3] and need[4] <= free[4]
+    and (not need.gpu_type or need[3] <= (free.types[need.gpu_type] or 0))
 end
 
-local function index_add(queue, class, id, score, exact)
-  redis.call('ZADD', K.class(queue, class), score, id)
-  if class ~= exact then redis.call('HSET', K.demands(queue), id, exact) end
-  redis.call('ZADD', K.heads(queue), 'LT', score, class)
-  redis.call('HINCRBY', K.counts(queue), class, 1)
+local function index_add(queue, place, id, score, exact)
+  local lane, class, share = lane_of(queue, place)
+  redis.call('ZADD', K.class(lane, class), score, id)
+  if class ~= exact then redis.call('HSET', K.demands(lane), id, exact) end
+  redis.call('ZADD', K.heads(lane), 'LT', score, class)
+  local first = redis.call('HINCRBY', K.counts(lane), class, 1) == 1
+  if share then lane_grew(queue, share, first or class ~= exact) end
 end
 
-local function index_remove(queue, class, id)
-  local z, heads, counts = K.class(queue, class), K.heads(queue), K.counts(queue)
+local function index_remove(queue, place, id)
+  local lane, class, share = lane_of(queue, place)
+  local z, heads, counts = K.class(lane, class), K.heads(lane), K.counts(lane)
   if redis.call('ZREM', z, id) == 0 then return false end
   local first = redis.call('ZRANGE', z, 0, 0, 'WITHSCORES')
   if first[1] then redis.call('ZADD', heads, first[2], class) else redis.call('ZREM', heads, class) end
   if redis.call('HINCRBY', counts, class, -1) <= 0 then redis.call('HDEL', counts, class) end
-  if not shape(class).exact then redis.call('HDEL', K.demands(queue), id) end
+  if not shape(class).exact then redis.call('HDEL', K.demands(lane), id) end
+  if share then lane_shrank(queue, share) end
   return true
 end

@@ -2,12 +2,19 @@
 
 -- quiet: the caller wakes the nodes.
 local function make_ready(queue, id, quiet)
-  local h = redis.call('HMGET', K.job(id), 'mc', 'mem', 'gpu', 'disk', 'score', 'spawned')
-  if h[6] then return open_array(queue, id) end
-  local class = classify(queue, {h[1], h[2], h[3], h[4]})
-  become(id, 'RUNNABLE', 'class', class)
+  local h = redis.call('HMGET', K.job(id), 'mc', 'mem', 'gpu', 'disk', 'score', 'share', 'tokens', 'def', 'gpu_type', 'in',
+    'spawned')
+  if h[11] then return open_array(queue, id) end
+  local demand, share = {h[1], h[2], h[3], h[4]}, h[6]
+  local asks = asks_of(h[7], h[8], h[9], h[10])
+  local place = classify(share and queue .. '/' .. share or queue, demand, asks)
+  if share then
+    share_opened(queue, share, id)
+    place = share .. '/' .. place
+  end
+  become(id, 'RUNNABLE', 'class', place)
   redis.call('HDEL', K.job(id), 'retry_at')
-  index_add(queue, class, id, h[5], table.concat({h[1], h[2], h[3], h[4]}, ','))
+  index_add(queue, place, id, h[5], table.concat(demand, ',') .. asks)
   if not quiet then redis.call('PUBLISH', K.wake, queue) end
 end
 
@@ -42,7 +49,7 @@ end
 -- instead, as does one with a fatal reason.
 local function restore(id, node, fatal, wait)
   local job = K.job(id)
-  local h = redis.call('HMGET', job, 'queue', 'cancel', 'expires', 'revoked')
+  local h = redis.call('HMGET', job, 'queue', 'cancel', 'expires', 'revoked', 'started')
   local revoked = h[2] or h[4]
   redis.call('HDEL', job, 'token', 'node', 'started')
   redis.call('DEL', K.result(id))            -- else AsyncResult.state stays STARTED
@@ -59,7 +66,7 @@ local function restore(id, node, fatal, wait)
       make_ready(h[1], id)
     end
   end
-  unlease(id, node)
+  unlease(id, node, not h[5])
 end
 
 -- Jobs whose eta has come, into the index.
