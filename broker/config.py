@@ -24,6 +24,7 @@ from pydantic_core import ErrorDetails
 
 from . import rules
 from .errors import InvalidConfig, InvalidJob
+from .gang import runs
 from .job import Job
 from .plainyaml import Loader, keep_texts, part
 from .schedule import Schedule
@@ -136,6 +137,12 @@ class Config(_Frozen):
             return f'queue "{queue_name}" runs profile "strict" only; leave job.profile out'
         if job.networking == "host" and not queue.allow_host_network:
             return f'queue "{queue_name}" does not allow network "host"; choose "none" or "bridge"'
+        for one in [job] if job.nodes is None else [each for _, each in runs(job)]:
+            if reason := self._too_much(queue_name, queue, one):
+                return reason
+        return None
+
+    def _too_much(self, queue_name: str, queue: Queue, job: Job) -> str | None:
         missing = [f"{name}: {lack}" for name in queue.environments if (lack := self.environments[name].lacks(job))]
         if len(missing) == len(queue.environments):
             return (

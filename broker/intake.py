@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from . import keys, message
+from . import gangs, keys, message
 from .config import Config
 from .definitions import Find, Known, expand, refuse
 from .dependencies import Doorstep
@@ -72,7 +72,7 @@ def read(list_key: str, queue: str, raw: bytes, *, config: Config, ring: KeyRing
 
 def _clear(job: Job) -> dict[str, str]:
     """What everybody may see on the record."""
-    told = {"image": job.image, "name": job.name or ""}
+    told = {"image": job.image, "name": job.name or "", **gangs.facts(job)}
     return {**told, "definition": job.definition} if job.definition else told
 
 

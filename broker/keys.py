@@ -29,6 +29,7 @@ DEFINITIONS_ACTIVE = "by:defs:active"  # hash: name -> its latest ACTIVE revisio
 DEFINITIONS_VERSION = "by:defs:version"  # changes whenever a definition does
 SCHEDULES = "by:schedules"  # set: names of schedules
 SCHEDULES_DUE = "by:schedules:due"  # zset: ms when it is to fire next -> name; ENABLED ones only
+GANG_QUEUES = "by:gangs"  # set: queues in which jobs of several nodes wait
 WAKE = "by:wake"  # channel: work for nodes; message = queue
 DUTY = "by:duty"  # channel: work for the controller
 CONTROL = "by:control"  # channel: "<node> <job id>" has something to be told
@@ -105,6 +106,7 @@ def lua_table() -> str:
         "  counts = function(q) return 'by:q:' .. q .. ':n' end,          -- hash: class -> jobs waiting",
         "  demands = function(q) return 'by:q:' .. q .. ':d' end,         -- hash: id -> demand, in coarse classes",
         "  delayed = function(q) return 'by:q:' .. q .. ':delayed' end,   -- zset: eta ms -> id",
+        "  gangs = function(q) return 'by:q:' .. q .. ':gangs' end,       -- zset: score -> id, jobs of several nodes",
         "  blocked = function(q) return 'by:q:' .. q .. ':blocked' end,   -- set: ids that wait for other jobs",
         "  list = function(q, n) if n == 0 then return q end return q .. '\\6\\22' .. n end,",
     ]

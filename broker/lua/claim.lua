@@ -1,5 +1,6 @@
 -- claim(node, claim id, lease ms, mc, mem, gpu, disk, count, queue, …) -> {more, job, …}
--- A job is {id, token, attempt, doc, queue, created ms, interruptions}.
+-- A job is {id, token, attempt, doc, queue, created ms, interruptions}; a member of a gang, which has been placed on this
+-- node and comes before all else, has an eighth: JSON, see member_row.
 -- Up to `count` jobs that fit what is free, queues in the order given, most urgent class first. A repeated claim id
 -- gets the answer of the first call. more = 1: looked at the bounded number of jobs and found none; ask again.
 -- Keys: node, node_jobs, leases, reaper, job, class, heads, counts, demands, delayed, expiring, outbox.
@@ -52,12 +53,14 @@ local function pick(queue, free, node)
 end
 
 local function repeated(node, claim)
-  local last = redis.call('HMGET', K.node(node), 'claim', 'claimed')
-  if last[1] ~= claim then return nil end
+  local last = redis.call('HMGET', K.node(node), 'claim', 'claimed', 'placed')
+  if last[1] ~= claim then return nil, last[3] end
   local out = {0}
   for id in string.gmatch(last[2], '%S+') do
-    local h = redis.call('HMGET', K.job(id), 'token', 'used', 'doc', 'queue', 'created', 'interruptions')
-    if h[1] and string.match(h[1], '^%d+:(.*)$') == claim then
+    local h = redis.call('HMGET', K.job(id), 'token', 'used', 'doc', 'queue', 'created', 'interruptions', 'member_of')
+    if h[7] then
+      out[#out + 1] = member_row(id, node)
+    elseif h[1] and string.match(h[1], '^%d+:(.*)$') == claim then
       out[#out + 1] = {id, h[1], (tonumber(h[2]) or 0) + 1, h[3], h[4], h[5], tonumber(h[6]) or 0}
     end
   end
@@ -67,10 +70,11 @@ end
 register('claim', function(_, argv)
   local node, claim, lease = argv[1], argv[2], tonumber(argv[3])
   local free = {tonumber(argv[4]), tonumber(argv[5]), tonumber(argv[6]), tonumber(argv[7])}
-  local again = repeated(node, claim)
+  local again, placed = repeated(node, claim)
   if again then return again end
   reap(lease, 8)
   local out, ids, more = {0}, {}, false
+  if placed then ids = take_placed(node, placed, out, free) end
   for i = 9, #argv do
     local queue = argv[i]
     due(queue, 8)
@@ -96,7 +100,10 @@ register('claim', function(_, argv)
     end
     if skips == 32 then more = true end
   end
-  if #ids > 0 then redis.call('HSET', K.node(node), 'claim', claim, 'claimed', table.concat(ids, ' ')) end
+  if #ids > 0 then
+    redis.call('HSET', K.node(node), 'claim', claim, 'claimed', table.concat(ids, ' '))
+  end
+  if placed then redis.call('HDEL', K.node(node), 'placed') end
   out[1] = (more and #ids == 0) and 1 or 0
   return out
 end)

@@ -6,6 +6,8 @@ local function end_record(id, state, fields, retention)
   redis.call('HDEL', job, 'token', 'class', 'ending')
   redis.call('ZREM', K.expiring, id)
   redis.call('EXPIRE', job, retention)
+  local gang = redis.call('HGET', job, 'gang')
+  if gang then gang_over(id, tonumber(gang), retention) end
   if release(id, state == 'SUCCEEDED') > 0 then
     redis.call('HSET', K.outbox, 'deps:' .. id, cjson.encode({id = id, state = state}))
     redis.call('PUBLISH', K.duty, 'outbox')
@@ -14,7 +16,7 @@ end
 
 -- An end is decided for a job that no node holds: it waits for nothing any more.
 local function withdraw(id, queue, class)
-  if class then index_remove(queue, class, id) end
+  if class then index_remove(queue, class, id) else gang_remove(queue, id) end
   redis.call('ZREM', K.delayed(queue), id)
   redis.call('ZREM', K.expiring, id)
   unblock(id, queue)
@@ -23,7 +25,7 @@ end
 -- See cancel.lua, which says what it answers. keep: seconds.
 local function cancel_job(id, reason, terminate, keep)
   local job = K.job(id)
-  local h = redis.call('HMGET', job, 'state', 'queue', 'class', 'node', 'ending')
+  local h = redis.call('HMGET', job, 'state', 'queue', 'class', 'node', 'ending', 'gang', 'main')
   if not h[1] then
     redis.call('SET', K.cancelled(id), reason, 'EX', keep)
     return 'stored'
@@ -35,7 +37,11 @@ local function cancel_job(id, reason, terminate, keep)
       return 'running'
     end
     redis.call('HSETNX', job, 'cancel', reason)
-    redis.call('PUBLISH', K.control, h[4] .. ' ' .. id)
+    if h[6] then
+      cancel_gang(id, tonumber(h[6]), tonumber(h[7]), reason)
+    else
+      redis.call('PUBLISH', K.control, h[4] .. ' ' .. id)
+    end
     return 'stopping'
   end
   decide_end(id, 'REVOKED', reason)

@@ -1,7 +1,12 @@
 -- Moves of one job.
 
 local function make_ready(queue, id)
-  local h = redis.call('HMGET', K.job(id), 'mc', 'mem', 'gpu', 'disk', 'score')
+  local h = redis.call('HMGET', K.job(id), 'mc', 'mem', 'gpu', 'disk', 'score', 'gang')
+  if h[6] then
+    become(id, 'RUNNABLE')
+    redis.call('HDEL', K.job(id), 'retry_at')
+    return gang_add(queue, id, h[5])
+  end
   local class = classify(queue, {h[1], h[2], h[3], h[4]})
   become(id, 'RUNNABLE', 'class', class)
   redis.call('HDEL', K.job(id), 'retry_at')
