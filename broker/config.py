@@ -27,6 +27,7 @@ from pydantic_core import ErrorDetails
 from . import rules
 from .errors import InvalidConfig, InvalidJob
 from .fairshare import FairShare, Share
+from .gang import runs
 from .job import GpuType, Job
 from .plainyaml import Loader, keep_texts, part
 from .schedule import Schedule
@@ -174,6 +175,12 @@ class Config(_Frozen):
             return f'queue "{queue_name}" does not allow network "host"; choose "none" or "bridge"'
         if reason := _share_refusal(queue_name, queue, job):
             return reason
+        for one in [job] if job.nodes is None else [each for _, each in runs(job)]:
+            if reason := self._too_much(queue_name, queue, one):
+                return reason
+        return None
+
+    def _too_much(self, queue_name: str, queue: Queue, job: Job) -> str | None:
         missing = [f"{name}: {lack}" for name in queue.environments if (lack := self.environments[name].lacks(job))]
         if len(missing) == len(queue.environments):
             return (

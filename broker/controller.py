@@ -20,12 +20,14 @@ from .config import Config
 from .ending import Outbox
 from .errors import BatchyardError, BrokerUnavailable
 from .followups import Followups
+from .gangs import Gangs
 from .intake import Intake
 from .store import Yard
 from .timetable import LOOK_S, Timetable
 
 log = logging.getLogger(__name__)
 LOCK_S = 5.0
+PLACE_S = 0.1
 TICK = 64  # moves of a kind in one tick
 
 
@@ -36,6 +38,8 @@ class Duties:
         self._yard, self._config, self._intake = yard, config, Intake(yard)
         self._outbox = Outbox(yard, followups, retention_s=config().retention_s)
         self._timetable = Timetable(yard)
+        self._gangs = Gangs(yard)
+        self._next_place = 0.0
         self._next_tick = self._next_look = 0.0
 
     def round(self) -> bool:
@@ -49,7 +53,16 @@ class Duties:
                 busy = True  # and tick again at once
             else:
                 self._next_tick = time.monotonic() + min(0.5, config.lease_s / 10)
+        busy = self._place(config) or busy
         return self._outbox.run() > 0 or busy
+
+    def _place(self, config: Config) -> bool:
+        """Gangs that wait, not more often than PLACE_S while none can be placed: each look goes over all nodes."""
+        if time.monotonic() < self._next_place:
+            return False
+        more, placed = self._gangs.place(config.by_priority(), lease_s=config.lease_s)
+        self._next_place = 0.0 if placed else time.monotonic() + PLACE_S
+        return more
 
     def idle_s(self) -> float:
         """How long there is nothing to do by the clock, as far as it is known."""

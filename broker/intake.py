@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from . import deadletters, definition, keys, message
+from . import deadletters, definition, gangs, keys, message
 from .config import Config
 from .definitions import Find, Known, expand, refuse
 from .dependencies import Doorstep
@@ -71,7 +71,7 @@ def read(list_key: str, queue: str, raw: bytes, *, config: Config, ring: KeyRing
 
 def _clear(job: Job) -> dict[str, str]:
     """What everybody may see on the record."""
-    told = {"image": job.image, "name": job.name or ""}
+    told = {"image": job.image, "name": job.name or "", **gangs.facts(job)}
     if job.definition:
         told["definition"] = job.definition
         if job.max_concurrent is not None:

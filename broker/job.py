@@ -26,6 +26,7 @@ from .dependencies import Dependency
 from .errors import InvalidJob
 from .fairshare import ShareName
 from .fields import Frozen, OrText, Text
+from .gang import NodeRange, Nodes
 from .retry import INFRASTRUCTURE_RETRIES, LONGEST_BACKOFF_S, ExitRule, Strategy
 
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -145,6 +146,7 @@ class Job(Frozen):
     parameters: dict[str, Text] = {}
     inputs: dict[ContainerPath, Input] = {}
     outputs: dict[OutputName, Output] = {}
+    nodes: Nodes | None = None
     timeout_s: Annotated[int, Field(ge=1)] | None = None
     attempts: Annotated[int, Field(ge=1, le=10)] = 1
     evaluate_on_exit: Annotated[tuple[ExitRule, ...], Field(max_length=5)] = ()
@@ -169,15 +171,11 @@ class Job(Frozen):
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
-        for field, words in (("command", self.command), ("environment", self.environment.values())):
-            if any("\0" in word for word in words):
-                raise InvalidJob(field, "…", "must not contain NUL")
-        for field in ("environment", "secrets"):
-            for name in getattr(self, field):
-                if name.startswith(_RESERVED):
-                    raise InvalidJob(field, name, "names that start with AWS_BATCH or BATCHYARD_ are reserved")
-        if both := self.environment.keys() & self.secrets.keys():
-            raise InvalidJob("secrets", min(both), "is in environment too; keep one")
+        _check_words("", self.command, self.environment, self.secrets)
+        for n, one in enumerate(self.nodes.ranges if self.nodes else ()):
+            _check_words(f"nodes.ranges.{n}.", one.command or (), one.environment, self.secrets)
+        for name in self.secrets:
+            _check_variable("secrets", name)
         if self.user is not None and any(int(number) > _MOST_ID for number in self.user.split(":")):
             raise InvalidJob("user", self.user, f"a user or group is a number of at most {_MOST_ID}")
         if self.profile == "strict" and self.user is not None and int(self.user.split(":")[0]) == 0:
@@ -203,8 +201,7 @@ class Job(Frozen):
             job = cls.model_validate(value)
         except ValidationError as error:
             raise _first(error) from None
-        command = tuple(substitute(word, job.parameters) for word in job.command)
-        return job if command == job.command else job.model_copy(update={"command": command})
+        return _substituted(job)
 
     def dump(self) -> dict[str, Any]:
         """JSON types only; `Job.parse(job.dump())` is the same job."""
@@ -242,6 +239,23 @@ def schema() -> dict[str, Any]:
     return {**told, "anyOf": [{"required": ["image"]}, {"required": ["definition"]}]}  # which may say the image
 
 
+def _substituted(job: Job) -> Job:
+    """With `Ref::name` replaced in all commands."""
+
+    def words(command: Sequence[str]) -> tuple[str, ...]:
+        return tuple(substitute(word, job.parameters) for word in command)
+
+    command, update = words(job.command), dict[str, Any]()
+    if command != job.command:
+        update["command"] = command
+    if job.nodes is not None and any(one.command for one in job.nodes.ranges):
+        ranges = tuple(
+            one.model_copy(update={"command": words(one.command)}) if one.command else one for one in job.nodes.ranges
+        )
+        update["nodes"] = job.nodes.model_copy(update={"ranges": ranges})
+    return job.model_copy(update=update) if update else job
+
+
 def substitute(word: str, parameters: Mapping[str, str]) -> str:
     """`Ref::name` becomes the parameter's value; an unknown name stays as it is, as AWS Batch does."""
     return _REF.sub(lambda match: parameters.get(match[1], match[0]), word)
@@ -251,23 +265,21 @@ def _first(error: ValidationError) -> InvalidJob:
     first = rules.most_telling(error)
     field = ".".join(str(part) for part in first["loc"] if part != "[key]")
     value, rule = first["input"], rules.rule(first)
-    if first["type"] == "tuple_type" and field == "evaluate_on_exit":
-        rule = 'must be a list of rules such as [{"action": "EXIT", "on_exit_code": "137"}]'
-    elif first["type"] == "tuple_type" and field == "depends_on":
-        rule = 'must be a list of job ids, or of objects such as {"job_id": …, "on_failure": "CONTINUE"}'
-    elif first["type"] == "tuple_type":
-        rule = 'must be a list of strings such as ["sh", "-c", "echo hello"]'
+    if first["type"] == "tuple_type":
+        rule = _LIST_RULES.get(field, 'must be a list of strings such as ["sh", "-c", "echo hello"]')
     elif first["type"] == "extra_forbidden":
         rule = rules.no_such_field(str(first["loc"][-1]), _fields_at(field))
     elif first["type"] in {"model_type", "dict_type"} and field.startswith("outputs."):
         rule = 'must be a path below /work, or {"path": …, "to": "s3://…", "credentials": "<name of a secret>"}'
     elif first["type"] == "model_type" and field.startswith("inputs."):
         rule = 'must be "sha256:…", a URI, or an object such as {"from": "<output name>"}'
+    elif first["type"] == "model_type" and field == "nodes":
+        rule = 'must be a number of nodes, or an object such as {"count": 3, "main": 0}'
     elif first["type"] == "missing":
         value = None
     elif first["type"] in rules.TEXT_ERRORS:
         rule = _text_rule(first["loc"]) or rule
-    within = first["loc"][:1] in {("environment",), ("secrets",)} and first["loc"][-1] != "[key]"
+    within = {"environment", "secrets"} & set(first["loc"][:-1]) and first["loc"][-1] != "[key]"
     keys = field.endswith(".credentials")
     if keys or (within and first["loc"][0] == "secrets"):
         rule = "must be the name of a secret (letters, digits, '.', '-', '_'), never its value"
@@ -279,6 +291,11 @@ def _first(error: ValidationError) -> InvalidJob:
 
 
 _SECRET = 'letters, digits, ".", "-" and "_", first a letter or digit, at most 128'
+_LIST_RULES = {
+    "evaluate_on_exit": 'must be a list of rules such as [{"action": "EXIT", "on_exit_code": "137"}]',
+    "depends_on": 'must be a list of job ids, or of objects such as {"job_id": …, "on_failure": "CONTINUE"}',
+    "nodes.ranges": 'must be a list such as [{"targets": "1:", "vcpus": 2}]',
+}
 _TEXT_RULES = {
     "image": "an image is a name such as busybox:1.36, without blanks, at most 255 characters",
     "name": f"a job's name is {rules.NAME}",
@@ -293,6 +310,7 @@ _TEXT_RULES = {
     "secrets.[key]": 'a variable\'s name is letters, digits and "_", first no digit, at most 256',
     "digest": "a digest is sha256: and 64 hex digits (0-9, a-f)",
     "from": f"an output's name is {_SECRET}",
+    "targets": 'nodes are named by index, such as "0:3", "2:" or ":3"',
     "path": "must be a path below /work, at most 1024 characters",
 }
 
@@ -302,7 +320,7 @@ def _text_rule(loc: tuple[int | str, ...]) -> str | None:
     top, last = str(loc[0]), str(loc[-1])
     if len(loc) == 1 or top == "tags":
         return _TEXT_RULES.get(top)
-    return _TEXT_RULES.get(f"{top}.{last}" if last == "[key]" or top not in {"inputs", "outputs"} else last)
+    return _TEXT_RULES.get(f"{top}.{last}" if last == "[key]" or top not in {"inputs", "outputs", "nodes"} else last)
 
 
 def _fields_at(field: str) -> list[str]:
@@ -311,10 +329,26 @@ def _fields_at(field: str) -> list[str]:
         "outputs": Output,
         "evaluate_on_exit": ExitRule,
         "depends_on": Dependency,
+        "nodes": NodeRange if field.startswith("nodes.ranges") else Nodes,
     }
     top, dot, _ = field.partition(".")
     model = models[top] if dot and top in models else Job
     return [about.alias or name for name, about in model.model_fields.items()]
+
+
+def _check_words(at: str, command: Sequence[str], environment: Mapping[str, str], secrets: Mapping[str, str]) -> None:
+    for field, words in (("command", command), ("environment", environment.values())):
+        if any("\0" in word for word in words):
+            raise InvalidJob(at + field, "…", "must not contain NUL")
+    for name in environment:
+        _check_variable(f"{at}environment", name)
+    if both := environment.keys() & secrets.keys():
+        raise InvalidJob("secrets", min(both), f"is in {at}environment too; keep one")
+
+
+def _check_variable(field: str, name: str) -> None:
+    if name.startswith(_RESERVED):
+        raise InvalidJob(field, name, "names that start with AWS_BATCH or BATCHYARD_ are reserved")
 
 
 def _check_mounts(inputs: Mapping[str, Input], outputs: Mapping[str, Output]) -> None:

@@ -37,6 +37,7 @@ HOLDS_SINCE = "by:holds:since"  # hash: d:<definition> -> ms of its last job's c
 LIMITS = "by:limits"  # hash: name of a job definition -> how many of its jobs may run at once
 GATES = "by:gates"  # counter: changes whenever something is free again that is counted beside nodes' resources
 CONSUMABLES = "by:consumables"  # set: names of consumable resources
+GANG_QUEUES = "by:gangs"  # set: queues in which jobs of several nodes wait
 WAKE = "by:wake"  # channel: work for nodes; message = queue
 DUTY = "by:duty"  # channel: work for the controller
 CONTROL = "by:control"  # channel: "<node> <job id>" has something to be told
@@ -147,6 +148,7 @@ def lua_table() -> str:
         "  resting = function(q) return 'by:q:' .. q .. ':resting' end,   -- zset: ms when it is forgotten -> share",
         "  news = function(q) return 'by:q:' .. q .. ':news' end,         -- changes when a lane has something new",
         "  delayed = function(q) return 'by:q:' .. q .. ':delayed' end,   -- zset: eta ms -> id",
+        "  gangs = function(q) return 'by:q:' .. q .. ':gangs' end,       -- zset: score -> id, jobs of several nodes",
         "  blocked = function(q) return 'by:q:' .. q .. ':blocked' end,   -- set: ids that wait for other jobs",
         "  unspawned = function(q) return 'by:q:' .. q .. ':arrays' end,  -- hash: parent -> children still to come",
         "  list = function(q, n) if n == 0 then return q end return q .. '\\6\\22' .. n end,",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -56,7 +56,8 @@ class Record:
     """What the yard knows of a job.
 
     losses: runs that ended with their node; interruptions: those and all others that are not counted as attempts and
-    bounded by `infrastructure_retries`. array: of a parent, its children; parent, index: of such a child.
+    bounded by `infrastructure_retries`. array: of a parent, its children; parent, index: of such a child. gang: on how
+    many nodes it runs, 0 for a plain job; main: which of them is the main one.
     """
 
     id: str
@@ -87,10 +88,33 @@ class Record:
     array: Array | None = None
     parent: str | None = None
     index: int | None = None
+    gang: int = 0
+    main: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """JSON types only."""
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Membership:
+    """What makes a leased job one node's part of a larger one: `job_id` runs on `count` nodes, this one is `index`.
+
+    placement: how often the job's nodes have been chosen, with this time. go: the main node's address once it runs.
+    halt: why this part is to be stopped and given up.
+    """
+
+    job_id: str
+    index: int
+    count: int
+    main: int
+    placement: int
+    go: str | None = None
+    halt: str = ""
+
+    @property
+    def is_main(self) -> bool:
+        return self.index == self.main
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +133,43 @@ class Claimed:
     cancel: str = ""
     started: float | None = None
     interruptions: int = 0
+    member: Membership | None = None
+
+    @property
+    def job_id(self) -> str:
+        """The job that was submitted: of a part of one, the whole."""
+        return self.member.job_id if self.member else self.id
+
+    @classmethod
+    def of_row(cls, row: Sequence[Any]) -> Claimed:
+        """As `by_claim` answers it."""
+        job_id, token, attempt, document, queue, created, interruptions, *more = row
+        told = json.loads(more[0]) if more else {}
+        started = told.get("started")
+        return cls(
+            id=job_id.decode(),
+            token=token.decode(),
+            attempt=int(attempt),
+            document=document,
+            queue=queue.decode(),
+            created=int(created) / 1000,
+            interruptions=int(interruptions),
+            cancel=told.get("cancel", ""),
+            started=None if started is None else started / 1000,
+            member=_membership(told) if told else None,
+        )
+
+
+def _membership(told: Mapping[str, Any]) -> Membership:
+    return Membership(
+        job_id=told["parent"],
+        index=told["index"],
+        count=told["count"],
+        main=told["main"],
+        placement=told["placement"],
+        go=told["go"],
+        halt=told["halt"],
+    )
 
     @property
     def index(self) -> int | None:
@@ -163,6 +224,8 @@ def from_hash(job_id: str, own: Mapping[bytes, bytes], parent: Mapping[bytes, by
         array=Array.of(h),
         parent=text("parent"),
         index=int(h[b"index"]) if b"index" in h else None,
+        gang=int(number("gang") or 0),
+        main=int(number("main") or 0),
     )
 
 

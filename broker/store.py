@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
 
 import redis
 from redis.client import PubSub
@@ -30,6 +30,8 @@ from .seal import KeyRing
 from .state import State
 
 CancelAnswer = Literal["stored", "ended", "cancelled", "running", "stopping"]
+Told = Literal["lost", "cancel", "halt", "go"]
+"""What a node hears of a job: its lease is lost; stop it; stop and give up this member of a gang; it may start."""
 KEEP_CANCEL_S = 86400
 
 
@@ -73,10 +75,10 @@ class Incoming:
             self.id,
             self.queue,
             self.priority,
-            _up(self.vcpus * 1000),
+            milli(self.vcpus),
             self.memory_mib,
             self.gpus,
-            _up(self.disk_gib * 1024),
+            mib(self.disk_gib),
             self.eta_ms,
             self.expires_ms,
             self.chord_key,
@@ -211,51 +213,33 @@ class Yard:
             "",
             *queues,
         )
-        return bool(more), [
-            Claimed(
-                id=job_id.decode(),
-                token=token.decode(),
-                attempt=int(attempt),
-                document=document,
-                queue=queue.decode(),
-                created=int(created) / 1000,
-                interruptions=int(interruptions),
-            )
-            for job_id, token, attempt, document, queue, created, interruptions in jobs
-        ]
+        return bool(more), [Claimed.of_row(row) for row in jobs]
 
     def held(self, node: str) -> list[Claimed]:
         """What Redis says that this node holds."""
-        return [
-            Claimed(
-                id=i.decode(),
-                token=token.decode(),
-                attempt=int(n),
-                document=document,
-                queue=queue.decode(),
-                created=int(created) / 1000,
-                cancel=cancel.decode(),
-                started=int(started) / 1000 if started else None,
-                interruptions=int(interruptions),
-            )
-            for i, token, n, document, queue, created, interruptions, cancel, started in self._call("held", node)
-        ]
+        return [_held(row) for row in self._call("held", node)]
 
-    def start(self, job: Claimed, *, started_s: float, celery: str, expires_s: int) -> bool:
-        """STARTING → RUNNING, with Celery's STARTED result (or ''). False: the lease is lost."""
-        return self.start_many([Start(job=job, started_s=started_s, celery=celery, expires_s=expires_s)])[0]
+    def start(self, job: Claimed, *, started_s: float, celery: str, expires_s: int, address: str = "") -> bool:
+        """STARTING → RUNNING, with Celery's STARTED result (or ''). False: the lease is lost.
+
+        address: where the other members of a gang reach its main one.
+        """
+        one = Start(job=job, started_s=started_s, celery=celery, expires_s=expires_s)
+        if job.member:
+            return bool(self._call("member_start", *one.arguments(), address))
+        return self.start_many([one])[0]
 
     def start_many(self, starts: Sequence[Start]) -> list[bool]:
-        """As `start`, at most `batch.MOST`; an answer for each."""
+        """As `start`, at most `batch.MOST`; an answer for each. None is of a member of a gang."""
         return [bool(n) for n in self._call("start", *(a for one in starts for a in one.arguments()))]
 
     def renew(
         self, node: str, about: Mapping[str, str], held: Mapping[str, str], *, lease_s: float
-    ) -> list[tuple[str, Literal["lost", "cancel"], str]]:
+    ) -> list[tuple[str, Told, str]]:
         """The node's heartbeat and all of its leases (id → token) in one call; what there is to be told of them."""
         args = [a for pair in held.items() for a in pair]
         out = [x.decode() for x in self._call("renew", node, int(lease_s * 1000), json.dumps(dict(about)), *args)]
-        return [(out[i], out[i + 1], out[i + 2]) for i in range(0, len(out), 3)]
+        return [(out[i], cast(Told, out[i + 1]), out[i + 2]) for i in range(0, len(out), 3)]
 
     def leave(self, node: str) -> bool:
         """Takes a node that holds nothing off the list."""
@@ -273,6 +257,8 @@ class Yard:
     ) -> bool:
         """The end of a job, with all that follows. False: the lease is lost and nothing was written."""
         one = End(job=job, state=state, attempt=attempt, fields=fields, effects=effects)
+        if job.member:
+            return bool(self._call("member_settle", *one.arguments(retention_s)[1:]))
         (answer,) = self.settle_many([one], retention_s=retention_s)
         if isinstance(answer, Exception):
             raise answer
@@ -299,7 +285,7 @@ class Yard:
         counted = attempt is not None and attempt.counted
         return bool(
             self._call(
-                "giveback",
+                "member_giveback" if job.member else "giveback",
                 job.id,
                 job.token,
                 "used" if counted else "interruptions" if interrupted else "",
@@ -434,7 +420,7 @@ class Yard:
         out = {}
         for name, ms in self.guard(lambda: self.redis.zrange(keys.NODES, 0, -1, withscores=True)):
             fields = {k.decode(): v.decode() for k, v in self._read("HGETALL", keys.node(name.decode())).items()}
-            hidden = [k for k in fields if k in {"claim", "claimed"} or k.startswith(("at:", "no:"))]
+            hidden = [k for k in fields if k in {"claim", "claimed", "placed"} or k.startswith(("at:", "no:", "b:"))]
             for k in hidden:
                 del fields[k]
             jobs = self._read("SCARD", keys.node_jobs(name.decode()))
@@ -459,6 +445,25 @@ class Yard:
             return act()
         except redis.RedisError as error:
             raise told(error) from error
+
+
+def _held(row: Sequence[Any]) -> Claimed:
+    """As `by_held` answers it."""
+    if len(row) == 8:
+        return Claimed.of_row(row)
+    *plain, cancel, started = row
+    made = Claimed.of_row(plain)
+    return replace(made, cancel=cancel.decode(), started=int(started) / 1000 if started else None)
+
+
+def milli(vcpus: float) -> int:
+    """vCPUs as Redis counts them, in thousandths, rounded up."""
+    return _up(vcpus * 1000)
+
+
+def mib(gib: float) -> int:
+    """Disk as Redis counts it, rounded up."""
+    return _up(gib * 1024)
 
 
 def _up(value: float) -> int:

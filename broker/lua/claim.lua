@@ -1,5 +1,6 @@
 -- claim(node, claim id, lease ms, mc, mem, gpu, disk, count, more (JSON or ''), queue, …) -> {more, job, …}
--- A job is {id, token, attempt, doc, queue, created ms, interruptions}.
+-- A job is {id, token, attempt, doc, queue, created ms, interruptions}; a member of a gang, which has been placed on this
+-- node and comes before all else, has an eighth: JSON, see member_row.
 -- Up to `count` jobs that fit what is free, queues in the order given; in a queue with shares the share that has used
 -- least, then its most urgent class. A repeated claim id gets the answer of the first call. more = 1: looked at the
 -- bounded number of jobs or classes and found none; ask again. more (JSON): "types": free devices, "a100:2,t4:1",
@@ -179,12 +180,14 @@ local function pick_of(c, queue, q)
 end
 
 local function repeated(node, claim)
-  local last = redis.call('HMGET', K.node(node), 'claim', 'claimed')
-  if last[1] ~= claim then return nil end
+  local last = redis.call('HMGET', K.node(node), 'claim', 'claimed', 'placed')
+  if last[1] ~= claim then return nil, last[3] end
   local out = {0}
   for id in string.gmatch(last[2], '%S+') do
-    local h = redis.call('HMGET', K.job(id), 'token', 'used', 'doc', 'queue', 'created', 'interruptions')
-    if h[1] and string.match(h[1], '^%d+:(.*)$') == claim then
+    local h = redis.call('HMGET', K.job(id), 'token', 'used', 'doc', 'queue', 'created', 'interruptions', 'member_of')
+    if h[7] then
+      out[#out + 1] = member_row(id, node)
+    elseif h[1] and string.match(h[1], '^%d+:(.*)$') == claim then
       out[#out + 1] = {id, h[1], (tonumber(h[2]) or 0) + 1, h[3] or doc_of(id), h[4], h[5], tonumber(h[6]) or 0}
     end
   end
@@ -236,7 +239,7 @@ end
 register('claim', function(_, argv)
   local node, claim, lease = argv[1], argv[2], tonumber(argv[3])
   local free = {tonumber(argv[4]), tonumber(argv[5]), tonumber(argv[6]), tonumber(argv[7]), types = {}}
-  local again = repeated(node, claim)
+  local again, placed = repeated(node, claim)
   if again then return again end
   local more = argv[9] ~= '' and cjson.decode(argv[9]) or {}
   local types = more.types or ''
@@ -244,11 +247,13 @@ register('claim', function(_, argv)
   reap(lease, 8)
   local c = {node = node, claim = claim, lease = lease, free = free, count = tonumber(argv[8]), types = types,
     seen = {}, out = {0}, ids = {}, more = false}
+  if placed then c.ids = take_placed(node, placed, c.out, free) end
   for i = 10, #argv do
     due(argv[i], 8)
     take_from(c, argv[i])
   end
   if #c.ids > 0 then redis.call('HSET', K.node(node), 'claim', claim, 'claimed', table.concat(c.ids, ' ')) end
+  if placed then redis.call('HDEL', K.node(node), 'placed') end
   c.out[1] = (c.more and #c.ids == 0) and 1 or 0
   return c.out
 end)

@@ -1,6 +1,6 @@
 -- depth(queue, …) -> {lists, index, delayed, blocked, lists, …}: jobs that wait, wherever they stand
 -- Children of arrays that are still to come count as those in the index.
--- Keys: the producers' lists, counts, share_waits, unspawned, delayed, blocked.
+-- Keys: the producers' lists, counts, share_waits, unspawned, gangs, delayed, blocked.
 register('depth', function(_, argv)
   local out = {}
   for _, queue in ipairs(argv) do
@@ -9,6 +9,7 @@ register('depth', function(_, argv)
     for _, n in ipairs(redis.call('HVALS', K.counts(queue))) do index = index + tonumber(n) end
     for _, n in ipairs(redis.call('HVALS', K.unspawned(queue))) do index = index + tonumber(n) end
     for _, n in ipairs(redis.call('HVALS', K.share_waits(queue))) do index = index + tonumber(n) end
+    index = index + redis.call('ZCARD', K.gangs(queue))
     out[#out + 1] = lists; out[#out + 1] = index; out[#out + 1] = redis.call('ZCARD', K.delayed(queue))
     out[#out + 1] = redis.call('SCARD', K.blocked(queue))
   end

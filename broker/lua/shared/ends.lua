@@ -8,10 +8,11 @@ local function end_record(id, state, fields, retention, releases)
   local job, parent = K.job(id), array_of(id)
   become(id, state, unpack(fields))
   redis.call('HDEL', job, 'token', 'class', 'ending')
-  local h = redis.call('HMGET', job, 'queue', 'share')
+  local h = redis.call('HMGET', job, 'queue', 'share', 'gang')
   if h[2] then share_closed(h[1], h[2], id) end
   redis.call('ZREM', K.expiring, id)
   if not parent then redis.call('EXPIRE', job, retention) end
+  if h[3] then gang_over(id, tonumber(h[3]), retention) end
   if release(id, state == 'SUCCEEDED', parent and math.min(FEW, AT_ONCE) or releases) > 0 then
     redis.call('HSET', K.outbox, 'deps:' .. id, cjson.encode({id = id, state = state}))
     redis.call('PUBLISH', K.duty, 'outbox')
@@ -36,7 +37,7 @@ end
 
 -- An end is decided for a job that no node holds: it waits for nothing any more.
 local function withdraw(id, queue, class)
-  if class then index_remove(queue, class, id) end
+  if class then index_remove(queue, class, id) else gang_remove(queue, id) end
   redis.call('ZREM', K.delayed(queue), id)
   redis.call('ZREM', K.expiring, id)
   unblock(id, queue)
@@ -64,7 +65,8 @@ end
 -- See cancel.lua, which says what it answers. keep: seconds.
 local function cancel_job(id, reason, terminate, keep)
   local job = K.job(id)
-  local h = redis.call('HMGET', job, 'state', 'queue', 'class', 'node', 'ending', 'spawned', 'n:STARTING', 'n:RUNNING')
+  local h = redis.call('HMGET', job, 'state', 'queue', 'class', 'node', 'ending', 'spawned', 'n:STARTING', 'n:RUNNING',
+    'gang', 'main')
   if not h[1] then return cancel_ahead(id, reason, keep) end
   if h[1] == 'SUCCEEDED' or h[1] == 'FAILED' or h[5] then return 'ended' end
   if h[6] then return cancel_array(id, h, reason, terminate) end
@@ -74,7 +76,11 @@ local function cancel_job(id, reason, terminate, keep)
       return 'running'
     end
     redis.call('HSETNX', job, 'cancel', reason)
-    redis.call('PUBLISH', K.control, h[4] .. ' ' .. id)
+    if h[9] then
+      cancel_gang(id, tonumber(h[9]), tonumber(h[10]), reason)
+    else
+      redis.call('PUBLISH', K.control, h[4] .. ' ' .. id)
+    end
     return 'stopping'
   end
   decide_end(id, 'REVOKED', reason)

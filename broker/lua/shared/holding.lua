@@ -7,24 +7,53 @@ local function doc_of(id)
   return parent and redis.call('HGET', K.job(parent), 'doc') or ''
 end
 
+-- What the jobs that a node holds ask for together stands in its own hash, so that Redis can tell what it has free:
+-- `b:mc`, `b:mem`, `b:gpu`, `b:disk`; absent when it holds nothing. The node's own ledger is free a little later.
+local RESOURCES = {'mc', 'mem', 'gpu', 'disk'}
+
+local function hold(id, node, deadline, demand)
+  redis.call('ZADD', K.leases, deadline, id)
+  if redis.call('SADD', K.node_jobs(node), id) == 0 then return end
+  for k, name in ipairs(RESOURCES) do
+    if demand[k] and demand[k] ~= '0' then redis.call('HINCRBY', K.node(node), 'b:' .. name, demand[k]) end
+  end
+end
+
 local function lease_out(id, node, claim, lease)
   local job = K.job(id)
   local token = redis.call('HINCRBY', job, 'epoch', 1) .. ':' .. claim
-  redis.call('ZADD', K.leases, num(now() + lease), id)
-  redis.call('SADD', K.node_jobs(node), id)
+  local h = redis.call('HMGET', job, 'mc', 'mem', 'gpu', 'disk', 'used', 'doc', 'queue', 'created', 'interruptions',
+    'share', 'tokens', 'def')
+  hold(id, node, num(now() + lease), h)
   become(id, 'STARTING', 'token', token, 'node', node, 'holding', '1')
   redis.call('HDEL', job, 'class', 'passed')
-  local h = redis.call('HMGET', job, 'used', 'doc', 'queue', 'created', 'interruptions', 'mc', 'share', 'tokens', 'def')
-  take_hold({queue = h[3], mc = tonumber(h[6]) or 0, share = h[7], tokens = h[8], definition = h[9]})
-  return {id, token, (tonumber(h[1]) or 0) + 1, h[2] or doc_of(id), h[3], h[4], tonumber(h[5]) or 0}
+  take_hold({queue = h[7], mc = tonumber(h[1]) or 0, share = h[10], tokens = h[11], definition = h[12]})
+  return {id, token, (tonumber(h[5]) or 0) + 1, h[6] or doc_of(id), h[7], h[8], tonumber(h[9]) or 0}
 end
 
--- unused: it has not come to run, so that tokens which are used up by running come back too.
+local function free_room(node, demand)
+  local about = K.node(node)
+  if redis.call('EXISTS', K.node_jobs(node)) == 0 then
+    redis.call('HDEL', about, 'b:mc', 'b:mem', 'b:gpu', 'b:disk')
+  else
+    for k, name in ipairs(RESOURCES) do
+      if demand[k] and demand[k] ~= '0' then redis.call('HINCRBY', about, 'b:' .. name, '-' .. demand[k]) end
+    end
+  end
+  if redis.call('EXISTS', K.gang_queues) == 1 then redis.call('PUBLISH', K.duty, 'gangs') end
+end
+
+-- unused: it has not come to run, so that tokens which are used up by running come back too. -> whether the node held
+-- it until now
 local function unlease(id, node, unused)
   redis.call('ZREM', K.leases, id)
-  redis.call('SREM', K.node_jobs(node), id)
-  local h = redis.call('HMGET', K.job(id), 'holding', 'queue', 'mc', 'share', 'tokens', 'def')
-  if not h[1] then return end
-  redis.call('HDEL', K.job(id), 'holding')
-  give_hold({queue = h[2], mc = tonumber(h[3]) or 0, share = h[4], tokens = h[5], definition = h[6]}, not unused)
+  local job = K.job(id)
+  local h = redis.call('HMGET', job, 'mc', 'mem', 'gpu', 'disk', 'holding', 'queue', 'share', 'tokens', 'def')
+  if h[5] then
+    redis.call('HDEL', job, 'holding')
+    give_hold({queue = h[6], mc = tonumber(h[1]) or 0, share = h[7], tokens = h[8], definition = h[9]}, not unused)
+  end
+  if not node or redis.call('SREM', K.node_jobs(node), id) == 0 then return false end
+  free_room(node, h)
+  return true
 end

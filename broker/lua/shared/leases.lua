@@ -26,8 +26,10 @@ local function reap(lease, limit)
   end
   local ids = redis.call('ZRANGEBYSCORE', K.leases, '-inf', num(t), 'LIMIT', 0, limit)
   for _, id in ipairs(ids) do
-    local h = redis.call('HMGET', K.job(id), 'node', 'token', 'started', 'infra')
-    if h[2] then
+    local h = redis.call('HMGET', K.job(id), 'node', 'token', 'started', 'infra', 'member_of')
+    if h[2] and h[5] then
+      lose_member(id, h[5], h[1], t, too_often)
+    elseif h[2] then
       redis.call('HINCRBY', K.job(id), 'losses', 1)
       local interruptions = redis.call('HINCRBY', K.job(id), 'interruptions', 1)
       add_attempt(id, cjson.encode({node = h[1], started = h[3] and tonumber(h[3]) or cjson.null, ended = t,

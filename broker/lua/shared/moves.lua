@@ -3,8 +3,13 @@
 -- quiet: the caller wakes the nodes.
 local function make_ready(queue, id, quiet)
   local h = redis.call('HMGET', K.job(id), 'mc', 'mem', 'gpu', 'disk', 'score', 'share', 'tokens', 'def', 'gpu_type', 'in',
-    'spawned')
+    'spawned', 'gang')
   if h[11] then return open_array(queue, id) end
+  if h[12] then
+    become(id, 'RUNNABLE')
+    redis.call('HDEL', K.job(id), 'retry_at')
+    return gang_add(queue, id, h[5])
+  end
   local demand, share = {h[1], h[2], h[3], h[4]}, h[6]
   local asks = asks_of(h[7], h[8], h[9], h[10])
   local place = classify(share and queue .. '/' .. share or queue, demand, asks)
