@@ -140,6 +140,11 @@ class Claimed:
         """The job that was submitted: of a part of one, the whole."""
         return self.member.job_id if self.member else self.id
 
+    @property
+    def index(self) -> int | None:
+        """Of a child of an array, else None."""
+        return None if parent_of(self.id) is None else index_of(self.id)
+
     @classmethod
     def of_row(cls, row: Sequence[Any]) -> Claimed:
         """As `by_claim` answers it."""
@@ -170,11 +175,6 @@ def _membership(told: Mapping[str, Any]) -> Membership:
         go=told["go"],
         halt=told["halt"],
     )
-
-    @property
-    def index(self) -> int | None:
-        """Of a child of an array, else None."""
-        return None if parent_of(self.id) is None else index_of(self.id)
 
 
 OF_PARENT = (b"image", b"name", b"definition", b"depends")
