@@ -26,7 +26,7 @@ from .endpoints import Endpoints, default_state
 from .errors import BlobMissing, BrokerUnavailable, InvalidConfig, InvalidJob, NotFound
 from .facts import gather
 from .functions import words
-from .job import DIGEST, Job
+from .job import DIGEST, Job, check_sources, of_step_before
 from .joblog import JobLog
 from .message import TASK
 from .record import Record, from_hash
@@ -171,8 +171,10 @@ class Client:
         config = self.yard.config()
         if queue not in config.queues:
             raise NotFound(f'queue "{queue}" is not known; choose of {", ".join(config.by_priority())}')
-        if any(spec.from_ is not None for spec in job.inputs.values()):
-            raise InvalidJob("inputs", "from", "needs a previous step; send a Celery chain, or name a digest")
+        check_sources(job)
+        if any(of_step_before(spec) for spec in job.inputs.values()):
+            rule = 'needs a previous step; send a Celery chain, name a digest, or a "job" of which it is an output'
+            raise InvalidJob("inputs", "from", rule)
         if reason := config.refusal(queue, job):
             raise InvalidJob("", job.image, reason)
         check_known(self.yard, config.by_priority(), [on.job_id for on in job.depends_on], self._sent)
