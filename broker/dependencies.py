@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from .arrays import parent_of
 from .errors import InvalidJob
 from .fields import OrText
 
@@ -71,7 +72,8 @@ def check_known(yard: Yard, queues: Sequence[str], ids: Sequence[str], sent: Col
     Returns also when messages wait to be taken in for so long that nobody can tell: intake decides then.
     """
     end_s = time.monotonic() + _TAKEN_IN_S
-    unknown = [job_id for job_id in ids if job_id not in sent]
+    whole = dict.fromkeys(parent_of(job_id) or job_id for job_id in ids if job_id)
+    unknown = [job_id for job_id in whole if job_id not in sent]
     while unknown:
         listed = any(depth.lists for depth in yard.depth(queues).values())  # asked first: a move into a record is one
         unknown = [job_id for job_id in unknown if not yard.exists(job_id)]

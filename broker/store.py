@@ -23,7 +23,7 @@ from .dependencies import Dependency
 from .errors import BrokerUnavailable, InvalidConfig, NotFound
 from .functions import Arg, Functions, connect, told, words
 from .message import Document
-from .record import OF_PARENT, Attempt, Claimed, Record, from_hash
+from .record import Attempt, Claimed, Record, from_hash
 from .recorder import Effect, flat
 from .retry import INFRASTRUCTURE_RETRIES
 from .seal import KeyRing
@@ -61,6 +61,11 @@ class Incoming:
     patient: bool = False
     clear: Mapping[str, str] | None = None
     document: bytes = b""
+
+    @property
+    def awaited(self) -> frozenset[str]:
+        """The jobs of which a record must be there before it can be said what this one waits for."""
+        return frozenset(parent_of(on.job_id) or on.job_id for on in self.depends_on if on.job_id)
 
     def arguments(self) -> list[Arg]:
         """As `by_intake` reads them. vCPUs in thousandths, disk in MiB, rounded up."""
@@ -382,18 +387,25 @@ class Yard:
         return from_hash(job_id, *found[job_id])
 
     def hashes(self, ids: Sequence[str]) -> dict[str, tuple[dict[bytes, bytes], dict[bytes, bytes]]]:
-        """Those records that there are, and of a child what its array says of it; in one round trip."""
+        """Those records that there are, and of a child what its array says of it; in one round trip.
+
+        A child that is still to come has the record that it will have.
+        """
         pipe = self.redis.pipeline(transaction=False)
         for job_id in ids:
             pipe.hgetall(keys.job(job_id))
         parents = dict.fromkeys(parent for job_id in ids if (parent := parent_of(job_id)))
         for parent in parents:
-            pipe.hmget(keys.job(parent), OF_PARENT)
+            pipe.hmget(keys.job(parent), arrays.OF_PARENT)
         answers: list[Any] = self.guard(pipe.execute) if ids else []
         told = zip(parents, answers[len(ids) :], strict=True)
-        known = {p: {f: v for f, v in zip(OF_PARENT, values, strict=True) if v is not None} for p, values in told}
-        found = zip(ids, answers[: len(ids)], strict=True)
-        return {i: (h, known.get(parent_of(i) or "", {})) for i, h in found if h}
+        known = {p: dict(zip(arrays.OF_PARENT, values, strict=True)) for p, values in told}
+        found = {}
+        for job_id, h in zip(ids, answers[: len(ids)], strict=True):
+            of_parent = known.get(parent_of(job_id) or "", {})
+            if own := h or arrays.to_come(job_id, of_parent):
+                found[job_id] = own, arrays.shared(of_parent)
+        return found
 
     def exists(self, job_id: str) -> bool:
         """Whether there is a record."""
