@@ -59,22 +59,24 @@ local function pick(lane, free, node, seen)
   return nil, nil, left == 0, #classes
 end
 
--- The shares that have jobs ready, in rows of one weight: in a row they stand by their use.
-local function line_up(queue, fair)
+-- The shares that have jobs ready, in rows of one weight: in a row they stand by their use. Not those in vain.
+local function line_up(queue, fair, vain)
   local rows, by_weight = {}, {}
   local all = redis.call('ZRANGE', K.shares(queue), 0, -1, 'WITHSCORES')
   local kins = #fair.prefixes > 0 and #all > 0 and redis.call('HGETALL', K.share_kin(queue)) or {}
   local many = {}
   for i = 1, #kins, 2 do many[kins[i]] = tonumber(kins[i + 1]) end
   for i = 1, #all, 2 do
-    local weight, prefix = weight_in(fair, all[i])
-    if prefix then weight = weight * math.max(1, many[prefix] or 1) end
-    local row = by_weight[weight]
-    if not row then
-      row = {weight = math.log(weight), at = 1}
-      by_weight[weight], rows[#rows + 1] = row, row
+    if not vain[all[i]] then
+      local weight, prefix = weight_in(fair, all[i])
+      if prefix then weight = weight * math.max(1, many[prefix] or 1) end
+      local row = by_weight[weight]
+      if not row then
+        row = {weight = math.log(weight), at = 1}
+        by_weight[weight], rows[#rows + 1] = row, row
+      end
+      row[#row + 1] = {share = all[i], score = all[i + 1] == '-inf' and -math.huge or tonumber(all[i + 1])}
     end
-    row[#row + 1] = {share = all[i], score = all[i + 1] == '-inf' and -math.huge or tonumber(all[i + 1])}
   end
   return rows
 end
@@ -153,26 +155,25 @@ local function pick_of(c, queue, q)
   if id or unfinished then return id, class, unfinished end
   if not q.rows then
     if not q.fair and redis.call('EXISTS', K.shares(queue)) == 0 then return nil end
-    q.fair, q.t = q.fair or DEFAULT_FAIR, now()
-    q.rows = line_up(queue, q.fair)
-    q.looks = CLASS_LOOKS
+    q.fair, q.t, q.looks = q.fair or DEFAULT_FAIR, now(), CLASS_LOOKS
   end
   local free = {math.min(c.free[1], unreserved(queue, q.fair)), c.free[2], c.free[3], c.free[4], types = c.free.types}
   if free[1] <= 0 then return nil end
-  q.tried = q.tried or in_vain(queue, free, c.node, c.types)
+  if not q.rows then
+    q.tried = in_vain(queue, free, c.node, c.types)
+    q.rows = line_up(queue, q.fair, q.tried.shares)
+  end
   while true do
     local first, row = next_share(queue, q.fair, q.rows, q.t)
     if not first then break end
     local looked
-    if not q.tried.shares[first.share] then
-      id, class, unfinished, looked = pick(queue .. '/' .. first.share, free, c.node, c.seen)
-      if id or unfinished then
-        first.fresh = false
-        return id, id and first.share .. '/' .. class, unfinished
-      end
-      if looked > 0 then q.tried.shares[first.share], q.tried.changed, q.tried.free = true, true, free end
-      q.looks = q.looks - looked
+    id, class, unfinished, looked = pick(queue .. '/' .. first.share, free, c.node, c.seen)
+    if id or unfinished then
+      first.fresh = false
+      return id, id and first.share .. '/' .. class, unfinished
     end
+    if looked > 0 then q.tried.shares[first.share], q.tried.changed, q.tried.free = true, true, free end
+    q.looks = q.looks - looked
     row.at = row.at + 1
     if q.looks <= 0 then return nil, nil, true end
   end
