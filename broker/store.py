@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import redis
@@ -20,6 +20,7 @@ from .config import Config
 from .dependencies import Dependency
 from .errors import BrokerUnavailable, InvalidConfig, NotFound
 from .functions import Arg, Functions, connect, told, words
+from .locality import short_hash
 from .message import Document
 from .record import Attempt, Claimed, Record, from_hash
 from .recorder import Effect, flat
@@ -29,6 +30,7 @@ from .state import State
 
 CancelAnswer = Literal["stored", "ended", "cancelled", "running", "stopping"]
 KEEP_CANCEL_S = 86400
+MOST_HOLDS = 64  # digests that a claim names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,12 +91,13 @@ class Incoming:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Free:
-    """What a node has free."""
+    """What a node has free. gpu_types: of the GPUs, those whose type is known."""
 
     vcpus: float
     memory_mib: int
     gpus: int
     disk_gib: float
+    gpu_types: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,9 +198,21 @@ class Yard:
 
     # -- moves of a node
     def claim(
-        self, node: str, claim_id: str, free: Free, queues: Sequence[str], *, lease_s: float, count: int = 1
+        self,
+        node: str,
+        claim_id: str,
+        free: Free,
+        queues: Sequence[str],
+        *,
+        lease_s: float,
+        count: int = 1,
+        holds: Sequence[str] = (),
     ) -> tuple[bool, list[Claimed]]:
-        """(ask again at once, jobs). The same claim_id gets the same answer."""
+        """(ask again at once, jobs). The same claim_id gets the same answer.
+
+        holds: digests of which this node has copies, the last used first; among equals, a job whose input it is may
+        come first. The first MOST_HOLDS count.
+        """
         more, *jobs = self._call(
             "claim",
             node,
@@ -208,7 +223,7 @@ class Yard:
             free.gpus,
             int(free.disk_gib * 1024),
             count,
-            "",
+            _more(free, holds),
             *queues,
         )
         return bool(more), [
@@ -427,6 +442,15 @@ class Yard:
             return act()
         except redis.RedisError as error:
             raise told(error) from error
+
+
+def _more(free: Free, holds: Sequence[str]) -> str:
+    """What a claim says besides, as `by_claim` reads it."""
+    types = ",".join(f"{kind}:{n}" for kind, n in sorted(free.gpu_types.items()))
+    told: dict[str, Any] = {**({"types": types} if types else {})}
+    if holds:
+        told["has"] = " ".join(short_hash(digest) for digest in holds[:MOST_HOLDS])
+    return json.dumps(told) if told else ""
 
 
 def _up(value: float) -> int:

@@ -3,10 +3,12 @@
 -- Up to `count` jobs that fit what is free, queues in the order given; in a queue with shares the share that has used
 -- least, then its most urgent class. A repeated claim id gets the answer of the first call. more = 1: looked at the
 -- bounded number of jobs or classes and found none; ask again. more (JSON): "types": free devices, "a100:2,t4:1",
--- "has": [short hashes of inputs that the node holds].
+-- "has": short hashes of inputs that the node
+-- holds, "0123abcd …".
 -- Keys: node, node_jobs, leases, reaper, job, class, heads, counts, demands, delayed, expiring, outbox, policies, holds,
 -- limits, consumable, gates, the shares'.
 local LOOKS = 32                               -- jobs looked at in coarse classes in one call
+local AMONG, PASSES = 8, 8                     -- first jobs of a class of which one may pass the others; how often
 local CLASS_LOOKS = 256                        -- classes looked at in vain, in one call, in lanes of shares
 
 -- Where this node's walk through the coarse classes of a lane stopped: so every job is looked at in the end, however
@@ -30,14 +32,43 @@ local function look_into(lane, class, from, most, free, seen)
   return nil, #ids
 end
 
+-- Of the first jobs of a class, if they are as urgent as the first one: that whose inputs the node has. The first is
+-- passed a bounded number of times, and so is each before which it stands.
+local function nearest(lane, class, c)
+  local ids = redis.call('ZRANGE', K.class(lane, class), 0, AMONG - 1, 'WITHSCORES')
+  local first, unit = ids[1], string.find(lane, '/', 1, true) and SHARE_PRIORITY or PRIORITY
+  if type(c.has) == 'string' then
+    local set = {}
+    for short in string.gmatch(c.has, '%S+') do set[short] = true end
+    c.has = set
+  end
+  local function is_here(id)
+    for short in string.gmatch(redis.call('HGET', K.job(id), 'in') or '', '%S+') do
+      if c.has[short] then return true end
+    end
+  end
+  if #ids <= 2 or is_here(first) then return first end
+  if tonumber(redis.call('HGET', K.job(first), 'passed') or 0) >= PASSES then return first end
+  for i = 3, #ids, 2 do
+    if math.floor(tonumber(ids[i + 1]) / unit) > math.floor(tonumber(ids[2]) / unit) then break end
+    if is_here(ids[i]) then
+      redis.call('HINCRBY', K.job(first), 'passed', 1)
+      return ids[i]
+    end
+  end
+  return first
+end
+
 -- One call walks LOOKS jobs on. A walk ends with a job that fits, or behind the last one: then there is none.
 -- -> id, class, whether there is more to look at, how many classes were looked at
-local function pick(lane, free, node, seen)
+local function pick(lane, free, c)
   local mark, left, walking, from, resume = 'at:' .. lane, LOOKS, false, 0, nil
+  local node, seen = c.node, c.seen
   local classes = redis.call('ZRANGE', K.heads(lane), 0, CLASSES)
   for _, class in ipairs(classes) do
     local s = shape(class)
     if may_go(s, free, seen) then
+      if s.exact and s.inputs and c.has then return nearest(lane, class, c), class, left == 0 end
       if s.exact then return redis.call('ZRANGE', K.class(lane, class), 0, 0)[1], class, left == 0 end
       if not walking then
         walking = true
@@ -151,7 +182,7 @@ end
 -- The next job of a queue. c: what the call knows; q: what it knows of this queue.
 -- -> id, place, whether there is more to look at
 local function pick_of(c, queue, q)
-  local id, class, unfinished = pick(queue, c.free, c.node, c.seen)
+  local id, class, unfinished = pick(queue, c.free, c)
   if id or unfinished then return id, class, unfinished end
   if not q.rows then
     if not q.fair and redis.call('EXISTS', K.shares(queue)) == 0 then return nil end
@@ -167,7 +198,7 @@ local function pick_of(c, queue, q)
     local first, row = next_share(queue, q.fair, q.rows, q.t)
     if not first then break end
     local looked
-    id, class, unfinished, looked = pick(queue .. '/' .. first.share, free, c.node, c.seen)
+    id, class, unfinished, looked = pick(queue .. '/' .. first.share, free, c)
     if id or unfinished then
       first.fresh = false
       return id, id and first.share .. '/' .. class, unfinished
@@ -242,6 +273,7 @@ register('claim', function(_, argv)
   reap(lease, 8)
   local c = {node = node, claim = claim, lease = lease, free = free, count = tonumber(argv[8]), types = types,
     seen = {}, out = {0}, ids = {}, more = false}
+  c.has = more.has
   for i = 10, #argv do
     due(argv[i], 8)
     take_from(c, argv[i])
