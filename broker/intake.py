@@ -13,6 +13,7 @@ from .definitions import Find, Known, expand, refuse
 from .dependencies import Doorstep
 from .errors import BrokerUnavailable, IntegrityError, InvalidJob
 from .job import Job, check_sources, resolve
+from .locality import short_hashes
 from .message import Document, Message
 from .retry import loss_retries
 from .seal import KeyRing
@@ -84,6 +85,8 @@ def _clear(job: Job) -> dict[str, str]:
         told["tokens"] = json.dumps(dict(sorted(job.consumables.items())))
     if job.gpu_type is not None:
         told["gpu_type"] = job.gpu_type
+    if shorts := short_hashes(job.inputs.values()):
+        told["in"] = " ".join(shorts)
     return told
 
 

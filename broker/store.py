@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 import redis
@@ -22,6 +22,7 @@ from .config import Config
 from .dependencies import Dependency
 from .errors import BrokerUnavailable, InvalidConfig, NotFound
 from .functions import Arg, Functions, connect, told, words
+from .locality import short_hash
 from .message import Document
 from .record import Attempt, Claimed, Record, from_hash
 from .recorder import Effect, flat
@@ -33,6 +34,7 @@ CancelAnswer = Literal["stored", "ended", "cancelled", "running", "stopping"]
 Told = Literal["lost", "cancel", "halt", "go"]
 """What a node hears of a job: its lease is lost; stop it; stop and give up this member of a gang; it may start."""
 KEEP_CANCEL_S = 86400
+MOST_HOLDS = 64  # digests that a claim names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,12 +98,13 @@ class Incoming:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Free:
-    """What a node has free."""
+    """What a node has free. gpu_types: of the GPUs, those whose type is known."""
 
     vcpus: float
     memory_mib: int
     gpus: int
     disk_gib: float
+    gpu_types: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,9 +205,21 @@ class Yard:
 
     # -- moves of a node
     def claim(
-        self, node: str, claim_id: str, free: Free, queues: Sequence[str], *, lease_s: float, count: int = 1
+        self,
+        node: str,
+        claim_id: str,
+        free: Free,
+        queues: Sequence[str],
+        *,
+        lease_s: float,
+        count: int = 1,
+        holds: Sequence[str] = (),
     ) -> tuple[bool, list[Claimed]]:
-        """(ask again at once, jobs). The same claim_id gets the same answer."""
+        """(ask again at once, jobs). The same claim_id gets the same answer.
+
+        holds: digests of which this node has copies, the last used first; among equals, a job whose input it is may
+        come first. The first MOST_HOLDS count.
+        """
         more, *jobs = self._call(
             "claim",
             node,
@@ -215,7 +230,7 @@ class Yard:
             free.gpus,
             int(free.disk_gib * 1024),
             count,
-            "",
+            _more(free, holds),
             *queues,
         )
         return bool(more), [Claimed.of_row(row) for row in jobs]
@@ -466,6 +481,15 @@ def _held(row: Sequence[Any]) -> Claimed:
     *plain, cancel, started = row
     made = Claimed.of_row(plain)
     return replace(made, cancel=cancel.decode(), started=int(started) / 1000 if started else None)
+
+
+def _more(free: Free, holds: Sequence[str]) -> str:
+    """What a claim says besides, as `by_claim` reads it."""
+    types = ",".join(f"{kind}:{n}" for kind, n in sorted(free.gpu_types.items()))
+    told: dict[str, Any] = {**({"types": types} if types else {})}
+    if holds:
+        told["has"] = " ".join(short_hash(digest) for digest in holds[:MOST_HOLDS])
+    return json.dumps(told) if told else ""
 
 
 def milli(vcpus: float) -> int:

@@ -70,6 +70,11 @@ class LocalCopies:
     def counts(self) -> CopyCounts:
         return self._held.counts
 
+    def last_used(self, most: int) -> list[Digest]:
+        """Digests of copies that are here, the last used first, each once."""
+        keys = self._held.last_used(most)
+        return list(dict.fromkeys(f"sha256:{key.partition('/')[2]}" for key in keys))
+
     # -- pins
     def pin(self, owner: str, digests: Iterable[Digest]) -> None:
         """Keep copies, here or to come, from eviction until `unpin`. InputError: no digest."""

@@ -142,6 +142,12 @@ class Held:
         new = self._pins.add(owner, entry.key)
         self._index.save(LEVEL, folder.place, entry, pin_for=owner if new else None)
 
+    def last_used(self, most: int) -> list[str]:
+        """Keys of copies that are here, the last used first."""
+        with self.guard:
+            found = [entry for folder in self.folders for entry in folder.shelf.last(most)]
+        return [entry.key for entry in sorted(found, key=lambda entry: -entry.used)[:most]]
+
     # -- room
     def reserve(self, key: str, bytes_: int, usable: Sequence[Folder], what: str) -> Folder:
         """A folder in which so many bytes are kept under this key. What is evicted for them is gone when it returns.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 
 _BLOCK_BYTES = 4096
 
@@ -65,6 +66,10 @@ class Shelf:
         if entry is not None:
             self.held_bytes -= entry.bytes
         return entry
+
+    def last(self, most: int) -> list[Entry]:
+        """Those that are here, the last used first."""
+        return list(islice((entry for entry in reversed(self._entries.values()) if entry.here), most))
 
     def sort(self) -> None:
         """Into the order of use, after entries were put in another one."""

@@ -66,7 +66,7 @@ allow_url_host_option = click.option(
 @click.option("--queues", default="", help="Queues to serve, by comma.  [default: those of its compute environment]")
 @click.option("--vcpus", type=click.FloatRange(min=0, min_open=True), help="[default: all processors]")
 @click.option("--memory-mib", type=click.IntRange(min=6), help="[default: nine tenths of the machine's, less copies]")
-@click.option("--gpus", help="Devices by comma, or a number of declared ones.  [default: what the driver lists]")
+@click.option("--gpus", help="Devices by comma; or declared ones: a number, or a100=2,t4=1.  [default: the driver's]")
 @click.option("--disk-gib", type=click.FloatRange(min=0), help="[default: most of what is free, less copies]")
 @click.option(
     "--scratch",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +17,7 @@ class Demand:
     memory_mib: int
     disk_gib: float = 0.0
     gpus: int = 0
+    gpu_type: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,23 +32,34 @@ class Allocation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Free:
-    """What is left, in the units in which it is counted."""
+    """What is left, in the units in which it is counted. gpu_types: of the GPUs, those whose type is known."""
 
     vcpus_milli: int
     memory_mib: int
     disk_mib: int
     gpus: int
+    gpu_types: Mapping[str, int] = field(default_factory=dict)
 
 
 class Ledger:
-    """Thread-safe. Accounts each job once, however often it is reserved."""
+    """Thread-safe. Accounts each job once, however often it is reserved. types: of GPUs, by id, where it is known."""
 
-    def __init__(self, *, vcpus: float, memory_mib: int, disk_gib: float, gpus: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        *,
+        vcpus: float,
+        memory_mib: int,
+        disk_gib: float,
+        gpus: Sequence[str] = (),
+        types: Mapping[str, str] | None = None,
+    ) -> None:
+        self._types = dict(types or {})
         self._capacity = Free(
             vcpus_milli=math.floor(vcpus * 1000 + 1e-6),
             memory_mib=memory_mib,
             disk_mib=math.floor(disk_gib * 1024),
             gpus=len(gpus),
+            gpu_types=self._by_type(gpus),
         )
         self._gpus = tuple(gpus)
         self._lock = threading.Lock()
@@ -75,7 +88,7 @@ class Ledger:
         with self._lock:
             held = self._held.get(job_id)
             if held is None:
-                devices = tuple(gpus or ()) if runs else self._devices(demand.gpus, gpus)
+                devices = tuple(gpus or ()) if runs else self._devices(demand, gpus)
                 if devices is None or not (runs or self._fits(demand)):
                     return None
                 held = Allocation(job_id=job_id, token=token, demand=demand, gpus=devices)
@@ -108,7 +121,15 @@ class Ledger:
             memory_mib=max(0, self._capacity.memory_mib - sum(one.memory_mib for one in taken)),
             disk_mib=max(0, self._capacity.disk_mib - sum(one.disk_mib for one in taken)),
             gpus=max(0, self._capacity.gpus - sum(len(one.gpus) for one in self._held.values())),
+            gpu_types=self._by_type(self._idle()),
         )
+
+    def _by_type(self, gpus: Sequence[str]) -> Mapping[str, int]:
+        return dict(Counter(self._types[gpu] for gpu in gpus if self._types.get(gpu)))
+
+    def _idle(self) -> list[str]:
+        taken = {gpu for one in self._held.values() for gpu in one.gpus}
+        return [gpu for gpu in self._gpus if gpu not in taken]
 
     def _fits(self, demand: Demand) -> bool:
         want, free = _counted(demand), self._free()
@@ -118,11 +139,15 @@ class Ledger:
             and want.disk_mib <= free.disk_mib
         )
 
-    def _devices(self, count: int, named: Sequence[str] | None) -> tuple[str, ...] | None:
-        taken = {gpu for one in self._held.values() for gpu in one.gpus}
-        idle = [gpu for gpu in self._gpus if gpu not in taken]
+    def _devices(self, demand: Demand, named: Sequence[str] | None) -> tuple[str, ...] | None:
+        idle, count = self._idle(), demand.gpus
         if named is not None:
             return tuple(named) if set(named) <= set(idle) else None
+        if demand.gpu_type is not None:
+            idle = [gpu for gpu in idle if self._types.get(gpu) == demand.gpu_type]
+        else:  # any will do: of a type that nobody can ask for, else of the one that most are left of
+            left = self._by_type(idle)
+            idle = sorted(idle, key=lambda gpu: -left.get(self._types.get(gpu, ""), len(self._gpus)))
         return tuple(idle[:count]) if count <= len(idle) else None
 
 

@@ -24,10 +24,11 @@ from batchyard.broker.controller import Controller
 from batchyard.broker.errors import BatchyardError, BrokerUnavailable, InvalidConfig
 from batchyard.broker.job import Job
 from batchyard.broker.record import Claimed
-from batchyard.broker.store import Free
+from batchyard.broker.store import MOST_HOLDS, Free
 
 from .adopt import Adoption
 from .engine import Listed
+from .gpu import types_of
 from .ledger import Demand, Ledger
 from .outcome import Stop
 from .run import Run, unreadable
@@ -52,6 +53,7 @@ class Node:
             memory_mib=options.memory_mib,
             disk_gib=options.disk_gib,
             gpus=[gpu.id for gpu in options.gpus],
+            types={gpu.id: gpu.type for gpu in options.gpus},
         )
         self.runs: dict[str, Run] = {}
         self._slots, self._lock = Slots(options.most_jobs), threading.Lock()
@@ -207,8 +209,9 @@ class Node:
         if room <= 0 or free.vcpus_milli <= 0:
             return False
         wanted = Free(
-            vcpus=free.vcpus_milli / 1000, memory_mib=free.memory_mib, gpus=free.gpus, disk_gib=free.disk_mib / 1024
-        )
+            vcpus=free.vcpus_milli / 1000, memory_mib=free.memory_mib, gpus=free.gpus, disk_gib=free.disk_mib / 1024,
+            gpu_types=free.gpu_types,
+        )  # fmt: skip
         more, jobs = self.tools.yard.claim(
             self.tools.options.name,
             claim_id,
@@ -216,6 +219,7 @@ class Node:
             self.queues(),
             lease_s=self.tools.config.lease_s,
             count=min(room, AT_ONCE),
+            holds=self.tools.levels.copies.last_used(MOST_HOLDS) if self.tools.levels else (),
         )
         for claimed in jobs:
             self._take(claimed, None)
@@ -237,7 +241,9 @@ class Node:
             reason = str(error)
             self._until_done(lambda: unreadable(self.tools, claimed, reason))
             return
-        demand = Demand(vcpus=job.vcpus, memory_mib=job.memory_mib, disk_gib=job.disk_gib, gpus=job.gpus)
+        demand = Demand(
+            vcpus=job.vcpus, memory_mib=job.memory_mib, disk_gib=job.disk_gib, gpus=job.gpus, gpu_type=job.gpu_type
+        )
         allocation = self.ledger.reserve(
             claimed.id, demand, token=claimed.token, gpus=_gpus_of(container), runs=container is not None
         )
@@ -323,10 +329,12 @@ class Node:
             "vcpus": f"{options.vcpus:g}",
             "memory_mib": str(options.memory_mib),
             "gpus": str(len(options.gpus)),
+            "gpu_types": json.dumps(dict(types_of(options.gpus)), sort_keys=True),
             "disk_gib": f"{options.disk_gib:g}",
             "free_vcpus": f"{free.vcpus_milli / 1000:g}",
             "free_memory_mib": str(free.memory_mib),
             "free_gpus": str(free.gpus),
+            "free_gpu_types": json.dumps(dict(free.gpu_types), sort_keys=True),
             "free_disk_gib": f"{free.disk_mib / 1024:g}",
             "most_jobs": str(options.most_jobs),
             "queues": ",".join(self.queues()),

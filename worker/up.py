@@ -97,7 +97,7 @@ class Settings:
 @click.option("--name", default=options.machine_name, help="The node's.  [default: this host's name]")
 @click.option("--vcpus", type=click.FloatRange(min=0, min_open=True), help="[default: all processors]")
 @click.option("--memory-mib", type=click.IntRange(min=6), help="[default: nine tenths of the machine's]")
-@click.option("--gpus", help="Devices by comma, or a number of declared ones.  [default: what the driver lists]")
+@click.option("--gpus", help="Devices by comma; or declared ones: a number, or a100=2,t4=1.  [default: the driver's]")
 @click.option("--disk-gib", type=click.FloatRange(min=0), help="[default: most of what is free]")
 @click.option(
     "--copies-gib", type=click.FloatRange(min=0), help="For copies of inputs on disk.  [default: a share of it]"

@@ -4,10 +4,12 @@
 -- Up to `count` jobs that fit what is free, queues in the order given; in a queue with shares the share that has used
 -- least, then its most urgent class. A repeated claim id gets the answer of the first call. more = 1: looked at the
 -- bounded number of jobs or classes and found none; ask again. more (JSON): "types": free devices, "a100:2,t4:1",
--- "has": [short hashes of inputs that the node holds].
+-- "has": short hashes of inputs that the node
+-- holds, "0123abcd …".
 -- Keys: node, node_jobs, leases, reaper, job, class, heads, counts, demands, delayed, expiring, outbox, policies, holds,
 -- limits, consumable, gates, the shares'.
 local LOOKS = 32                               -- jobs looked at in coarse classes in one call
+local AMONG, PASSES = 8, 8                     -- first jobs of a class of which one may pass the others; how often
 local CLASS_LOOKS = 256                        -- classes looked at in vain, in one call, in lanes of shares
 
 -- Where this node's walk through the coarse classes of a lane stopped: so every job is looked at in the end, however
@@ -31,14 +33,43 @@ local function look_into(lane, class, from, most, free, seen)
   return nil, #ids
 end
 
+-- Of the first jobs of a class, if they are as urgent as the first one: that whose inputs the node has. The first is
+-- passed a bounded number of times, and so is each before which it stands.
+local function nearest(lane, class, c)
+  local ids = redis.call('ZRANGE', K.class(lane, class), 0, AMONG - 1, 'WITHSCORES')
+  local first, unit = ids[1], string.find(lane, '/', 1, true) and SHARE_PRIORITY or PRIORITY
+  if type(c.has) == 'string' then
+    local set = {}
+    for short in string.gmatch(c.has, '%S+') do set[short] = true end
+    c.has = set
+  end
+  local function is_here(id)
+    for short in string.gmatch(redis.call('HGET', K.job(id), 'in') or '', '%S+') do
+      if c.has[short] then return true end
+    end
+  end
+  if #ids <= 2 or is_here(first) then return first end
+  if tonumber(redis.call('HGET', K.job(first), 'passed') or 0) >= PASSES then return first end
+  for i = 3, #ids, 2 do
+    if math.floor(tonumber(ids[i + 1]) / unit) > math.floor(tonumber(ids[2]) / unit) then break end
+    if is_here(ids[i]) then
+      redis.call('HINCRBY', K.job(first), 'passed', 1)
+      return ids[i]
+    end
+  end
+  return first
+end
+
 -- One call walks LOOKS jobs on. A walk ends with a job that fits, or behind the last one: then there is none.
 -- -> id, class, whether there is more to look at, how many classes were looked at
-local function pick(lane, free, node, seen)
+local function pick(lane, free, c)
   local mark, left, walking, from, resume = 'at:' .. lane, LOOKS, false, 0, nil
+  local node, seen = c.node, c.seen
   local classes = redis.call('ZRANGE', K.heads(lane), 0, CLASSES)
   for _, class in ipairs(classes) do
     local s = shape(class)
     if may_go(s, free, seen) then
+      if s.exact and s.inputs and c.has then return nearest(lane, class, c), class, left == 0 end
       if s.exact then return redis.call('ZRANGE', K.class(lane, class), 0, 0)[1], class, left == 0 end
       if not walking then
         walking = true
@@ -60,22 +91,24 @@ local function pick(lane, free, node, seen)
   return nil, nil, left == 0, #classes
 end
 
--- The shares that have jobs ready, in rows of one weight: in a row they stand by their use.
-local function line_up(queue, fair)
+-- The shares that have jobs ready, in rows of one weight: in a row they stand by their use. Not those in vain.
+local function line_up(queue, fair, vain)
   local rows, by_weight = {}, {}
   local all = redis.call('ZRANGE', K.shares(queue), 0, -1, 'WITHSCORES')
   local kins = #fair.prefixes > 0 and #all > 0 and redis.call('HGETALL', K.share_kin(queue)) or {}
   local many = {}
   for i = 1, #kins, 2 do many[kins[i]] = tonumber(kins[i + 1]) end
   for i = 1, #all, 2 do
-    local weight, prefix = weight_in(fair, all[i])
-    if prefix then weight = weight * math.max(1, many[prefix] or 1) end
-    local row = by_weight[weight]
-    if not row then
-      row = {weight = math.log(weight), at = 1}
-      by_weight[weight], rows[#rows + 1] = row, row
+    if not vain[all[i]] then
+      local weight, prefix = weight_in(fair, all[i])
+      if prefix then weight = weight * math.max(1, many[prefix] or 1) end
+      local row = by_weight[weight]
+      if not row then
+        row = {weight = math.log(weight), at = 1}
+        by_weight[weight], rows[#rows + 1] = row, row
+      end
+      row[#row + 1] = {share = all[i], score = all[i + 1] == '-inf' and -math.huge or tonumber(all[i + 1])}
     end
-    row[#row + 1] = {share = all[i], score = all[i + 1] == '-inf' and -math.huge or tonumber(all[i + 1])}
   end
   return rows
 end
@@ -150,30 +183,29 @@ end
 -- The next job of a queue. c: what the call knows; q: what it knows of this queue.
 -- -> id, place, whether there is more to look at
 local function pick_of(c, queue, q)
-  local id, class, unfinished = pick(queue, c.free, c.node, c.seen)
+  local id, class, unfinished = pick(queue, c.free, c)
   if id or unfinished then return id, class, unfinished end
   if not q.rows then
     if not q.fair and redis.call('EXISTS', K.shares(queue)) == 0 then return nil end
-    q.fair, q.t = q.fair or DEFAULT_FAIR, now()
-    q.rows = line_up(queue, q.fair)
-    q.looks = CLASS_LOOKS
+    q.fair, q.t, q.looks = q.fair or DEFAULT_FAIR, now(), CLASS_LOOKS
   end
   local free = {math.min(c.free[1], unreserved(queue, q.fair)), c.free[2], c.free[3], c.free[4], types = c.free.types}
   if free[1] <= 0 then return nil end
-  q.tried = q.tried or in_vain(queue, free, c.node, c.types)
+  if not q.rows then
+    q.tried = in_vain(queue, free, c.node, c.types)
+    q.rows = line_up(queue, q.fair, q.tried.shares)
+  end
   while true do
     local first, row = next_share(queue, q.fair, q.rows, q.t)
     if not first then break end
     local looked
-    if not q.tried.shares[first.share] then
-      id, class, unfinished, looked = pick(queue .. '/' .. first.share, free, c.node, c.seen)
-      if id or unfinished then
-        first.fresh = false
-        return id, id and first.share .. '/' .. class, unfinished
-      end
-      if looked > 0 then q.tried.shares[first.share], q.tried.changed, q.tried.free = true, true, free end
-      q.looks = q.looks - looked
+    id, class, unfinished, looked = pick(queue .. '/' .. first.share, free, c)
+    if id or unfinished then
+      first.fresh = false
+      return id, id and first.share .. '/' .. class, unfinished
     end
+    if looked > 0 then q.tried.shares[first.share], q.tried.changed, q.tried.free = true, true, free end
+    q.looks = q.looks - looked
     row.at = row.at + 1
     if q.looks <= 0 then return nil, nil, true end
   end
@@ -248,6 +280,7 @@ register('claim', function(_, argv)
   local c = {node = node, claim = claim, lease = lease, free = free, count = tonumber(argv[8]), types = types,
     seen = {}, out = {0}, ids = {}, more = false}
   if placed then c.ids = take_placed(node, placed, c.out, free) end
+  c.has = more.has
   for i = 10, #argv do
     due(argv[i], 8)
     take_from(c, argv[i])

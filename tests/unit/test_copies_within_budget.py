@@ -77,6 +77,14 @@ def test_the_least_recently_used_goes_first(node: Node, blobs: BlobStore) -> Non
     assert node.there() == 3
 
 
+def test_what_was_used_last_is_told_without_what_is_gone(node: Node, blobs: BlobStore) -> None:
+    one, two, three, four = (blob(blobs, n) for n in range(4))
+    copies = node.start(3)
+    in_turn(copies, one, two, three, one, four)
+    assert copies.last_used(2) == [four.digest, one.digest]
+    assert copies.last_used(9) == [four.digest, one.digest, three.digest]
+
+
 def test_a_tree_counts_each_thing_in_it(node: Node, blobs: BlobStore, tmp_path: Path) -> None:
     (tmp_path / "in" / "sub").mkdir(parents=True)
     (tmp_path / "in" / "sub" / "big").write_bytes(b"x" * (BLOCK + 1))

@@ -6,7 +6,7 @@ import pynvml
 import pytest
 
 from batchyard.broker.errors import InvalidConfig
-from batchyard.worker.gpu import Gpu, ask_driver, discover
+from batchyard.worker.gpu import Gpu, ask_driver, discover, type_of, types_of
 
 REAL = (Gpu(id="GPU-1", name="H100", memory_mib=81920), Gpu(id="GPU-2"))
 
@@ -38,3 +38,38 @@ def test_names_choose_real_devices_where_the_driver_knows_them() -> None:
 def test_a_device_named_twice_is_refused() -> None:
     with pytest.raises(InvalidConfig, match="twice"):
         discover("0,GPU-1", nvml=lambda: REAL)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("Tesla T4", "t4"),
+        ("Tesla V100-SXM2-16GB", "v100"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA GeForce RTX 4090", "rtx-4090"),
+        ("NVIDIA RTX A6000", "rtx-a6000"),
+        ("NVIDIA GeForce GTX 1080 Ti", "gtx-1080"),
+        ("NVIDIA TITAN V", "titan-v"),
+        ("", ""),
+    ],
+)
+def test_a_type_is_the_part_of_a_products_name_that_people_say(name: str, kind: str) -> None:
+    assert type_of(name) == kind
+
+
+def test_devices_are_declared_by_type_and_counted_by_it() -> None:
+    made = discover("A100=2, t4=1", nvml=lambda: REAL)
+    assert [(gpu.id, gpu.type, gpu.declared) for gpu in made] == [
+        ("declared-0", "a100", True),
+        ("declared-1", "a100", True),
+        ("declared-2", "t4", True),
+    ]
+    assert types_of([*made, Gpu(id="x")]) == {"a100": 2, "t4": 1}
+
+
+@pytest.mark.parametrize("told", ["a100=", "=2", "a100=x", "a 100=1", "a100=1,2"])
+def test_a_type_or_number_that_is_none_is_refused(told: str) -> None:
+    with pytest.raises(InvalidConfig, match="is not TYPE=NUMBER"):
+        discover(told, nvml=lambda: REAL)

@@ -96,3 +96,21 @@ def test_many_threads_never_overbook() -> None:
     for thread in threads:
         thread.join()
     assert len(got) == 3
+
+
+def test_a_type_of_gpu_is_given_out_as_asked_and_any_other_first_where_none_is_asked_for() -> None:
+    types = {"a": "a100", "b": "t4", "c": "t4", "d": ""}
+    book = ledger(gpus=("a", "b", "c", "d"), types=types, vcpus=9)
+    assert book.capacity.gpu_types == {"a100": 1, "t4": 2}
+
+    def take(job_id: str, **asked: object) -> tuple[str, ...] | None:
+        got = book.reserve(job_id, Demand(vcpus=1, memory_mib=1, **asked))  # type: ignore[arg-type]
+        return got and got.gpus
+
+    assert take("any1", gpus=1) == ("d",)
+    assert take("any2", gpus=1) == ("b",)
+    assert take("typed", gpus=1, gpu_type="a100") == ("a",)
+    assert take("more", gpus=1, gpu_type="a100") is None
+    assert book.free().gpu_types == {"t4": 1}
+    book.release("typed")
+    assert book.free().gpu_types == {"a100": 1, "t4": 1}
