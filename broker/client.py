@@ -30,6 +30,7 @@ from .functions import words
 from .job import DIGEST, Job
 from .joblog import JobLog
 from .message import TASK
+from .queues import Queues
 from .record import Record, from_hash
 from .remote import celery_app
 from .schedule import Schedule
@@ -265,6 +266,11 @@ class Client:
     def definitions(self) -> Definitions:
         """Job definitions: register, deregister, show, list."""
         return Definitions(self.yard, self._ring)
+
+    @property
+    def at_run_time(self) -> Queues:
+        """Queues and compute environments, made and changed while the yard runs."""
+        return Queues(self.yard)
 
     @property
     def events(self) -> Events:

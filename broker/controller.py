@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import redis
@@ -21,6 +21,7 @@ from .ending import Outbox
 from .errors import BatchyardError, BrokerUnavailable
 from .followups import Followups
 from .intake import Intake
+from .queues import Removals
 from .store import Yard
 from .timetable import LOOK_S, Timetable
 
@@ -36,6 +37,7 @@ class Duties:
         self._yard, self._config, self._intake = yard, config, Intake(yard)
         self._outbox = Outbox(yard, followups, retention_s=config().retention_s)
         self._timetable = Timetable(yard)
+        self._removals = Removals(yard)
         self._next_tick = self._next_look = 0.0
 
     def round(self) -> bool:
@@ -43,6 +45,7 @@ class Duties:
         config = self._config()
         self._keep_schedules(config)
         busy = self._take_in(config)
+        busy = self._removals.round(config) or busy
         if time.monotonic() >= self._next_tick:
             moved = self._yard.tick(config.by_priority(), lease_s=config.lease_s, limit=TICK)
             if any(n >= TICK for n in moved):
@@ -82,13 +85,21 @@ class Duties:
 class Ear:
     """Wakes when a producer pushes or a function calls for the controller."""
 
-    def __init__(self, yard: Yard, queues: list[str]) -> None:
+    def __init__(self, yard: Yard, queues: Sequence[str]) -> None:
         database = yard.redis.connection_pool.connection_kwargs.get("db", 0)
         yard.announce_lists()
         self._pubsub = yard.pubsub()
         self._pubsub.subscribe(keys.DUTY)
-        lists = [pattern for q in queues for pattern in (q, f"{q}{keys.PRIORITY_SEPARATOR}*")]
-        self._pubsub.psubscribe(*(f"__keyspace@{database}__:{pattern}" for pattern in lists))
+        self._prefix, self._queues = f"__keyspace@{database}__:", set[str]()
+        self.follow(queues)
+
+    def follow(self, queues: Sequence[str]) -> None:
+        """Hears producers of these queues too. Raises redis errors."""
+        new = [queue for queue in queues if queue not in self._queues]
+        lists = [pattern for q in new for pattern in (q, f"{q}{keys.PRIORITY_SEPARATOR}*")]
+        if lists:
+            self._pubsub.psubscribe(*(f"{self._prefix}{pattern}" for pattern in lists))
+        self._queues.update(new)
 
     def wait(self, timeout_s: float) -> None:
         """Until there is a call or the time is over. Raises redis errors."""
@@ -142,6 +153,7 @@ class Controller:
         renewed = time.monotonic()
         try:
             while not self._stop.is_set() and self._wanted():
+                ear.follow(self._config().by_priority())
                 if not duties.round():
                     ear.wait(min(0.5, config.lease_s / 10, duties.idle_s()))
                 if time.monotonic() - renewed > LOCK_S / 3:

@@ -23,6 +23,9 @@ CONTROLLER = "by:controller"  # the controller's lock
 STAND_IN = "by:standin"  # the lock of the nodes that stand in for it
 KEY_MARK = "by:keymark"  # tells whether a process has the yard's keys
 CONFIG = "by:config"  # JSON of the yard's configuration
+OVERFLOW = "by:overflow"  # hash: "<queue> <environment>" -> ms that a job is left to earlier environments
+WEBHOOK = "by:webhook"  # hash: how far events were delivered, and what went wrong last
+WEBHOOK_LOCK = "by:webhook:lock"  # the lock of the one that delivers
 STORE = "by:store"  # the id of the yard's durable store
 DEFINITIONS = "by:defs"  # hash: name of a job definition -> its last revision
 DEFINITIONS_ACTIVE = "by:defs:active"  # hash: name -> its latest ACTIVE revision
@@ -32,7 +35,7 @@ SCHEDULES = "by:schedules"  # set: names of schedules
 SCHEDULES_DUE = "by:schedules:due"  # zset: ms when it is to fire next -> name; ENABLED ones only
 WAKE = "by:wake"  # channel: work for nodes; message = queue
 DUTY = "by:duty"  # channel: work for the controller
-CONTROL = "by:control"  # channel: "<node> <job id>" has something to be told
+CONTROL = "by:control"  # channel: "<node> <job id>" has something to be told; "* config": to all of them
 
 
 def job(job_id: str) -> str:

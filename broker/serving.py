@@ -17,6 +17,7 @@ from .config import Config
 from .controller import LOCK_S, Controller
 from .errors import NotFound
 from .followups import Followups
+from .queues import Queues
 from .remote import RevokeEar
 from .schedules import Schedules
 from .seal import KeyRing
@@ -32,7 +33,7 @@ def serve_controller(url: str, key_file: Path, config_file: Path | None, *, on_r
 
     Raises InvalidConfig (configuration, key file, Redis settings), BrokerUnavailable (Redis does not answer at first).
     """
-    given = yard_config.load(config_file) if config_file else None
+    given = yard_config.load(config_file, lambda: _there(url)) if config_file else None
     yard = open_yard(url, key_file)
     yard.prepare()
     if given is not None and "schedules" in given.model_fields_set:  # a file that has no such part says nothing of them
@@ -80,14 +81,21 @@ def open_yard(url: str, key_file: Path) -> Yard:
 
 
 def settle_config(yard: Yard, given: Config | None) -> Config:
-    """The configuration that holds from now on: the given one, else what the yard has, else this machine."""
-    if given is None:
-        try:
-            return yard.config()
-        except NotFound:
-            given = this_machine()
-    yard.configure(given)
-    return given
+    """The configuration that holds from now on: the given one, else what the yard has, else this machine; and always
+    what was made at run time. Raises InvalidConfig.
+    """
+    return Queues(yard).apply(given, this_machine)
+
+
+def _there(url: str) -> Config | None:
+    """The yard's configuration before this start, where there is one."""
+    probe = Yard(url, KeyRing.new())
+    try:
+        return probe.config()
+    except NotFound:
+        return None
+    finally:
+        probe.redis.close()
 
 
 def this_machine() -> Config:

@@ -191,7 +191,7 @@ def run(settings: Settings) -> int:
     """Until a signal; the exit code. Raises InvalidConfig, DidNotStart."""
     state = settings.state
     if settings.config is not None:
-        yard_config.load(settings.config)  # before anything is started
+        yard_config.load(settings.config, lambda: _here(settings))  # before anything is started
     _check_machine(settings)
     redis_server = redis_binary()
     minio = find_or_build("minio", _say) if _wants_minio(settings) else None
@@ -312,8 +312,7 @@ def _node_words(settings: Settings, environment: str) -> tuple[str, ...]:
 
 def _machine(settings: Settings, yard: Yard) -> Path | None:
     """The configuration of a yard that is this machine; None where Redis has one that somebody made."""
-    gpus = len(gpu.discover(settings.gpus))
-    here = yard_config.single_machine(settings.vcpus, settings.memory_mib, gpus, settings.disk_gib)
+    here = _here(settings)
     try:
         if not _is_machine(there := yard.config()) or _has_schedules(yard):
             _say(f"queues as configured before ({', '.join(there.by_priority())}); --config FILE changes them")
@@ -324,6 +323,11 @@ def _machine(settings: Settings, yard: Yard) -> Path | None:
     path.write_text("# Written by `batchyard up` at each start; copy it to begin one for --config.\n"
                     + yaml.safe_dump(here.model_dump(mode="json"), sort_keys=False))  # fmt: skip
     return path
+
+
+def _here(settings: Settings) -> Config:
+    gpus = len(gpu.discover(settings.gpus))
+    return yard_config.single_machine(settings.vcpus, settings.memory_mib, gpus, settings.disk_gib)
 
 
 def _has_schedules(yard: Yard) -> bool:

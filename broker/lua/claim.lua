@@ -2,7 +2,8 @@
 -- A job is {id, token, attempt, doc, queue, created ms, interruptions}.
 -- Up to `count` jobs that fit what is free, queues in the order given, most urgent class first. A repeated claim id
 -- gets the answer of the first call. more = 1: looked at the bounded number of jobs and found none; ask again.
--- Keys: node, node_jobs, leases, reaper, job, class, heads, counts, demands, delayed, expiring, outbox.
+-- Keys: node, node_jobs, leases, reaper, job, class, heads, counts, demands, delayed, expiring, outbox,
+-- overflow.
 local LOOKS = 32                               -- jobs looked at in coarse classes in one call
 
 -- Where this node's walk through the coarse classes of a queue stopped: so every job is looked at in the end, however
@@ -70,7 +71,7 @@ register('claim', function(_, argv)
   local again = repeated(node, claim)
   if again then return again end
   reap(lease, 8)
-  local out, ids, more = {0}, {}, false
+  local out, ids, more, environment = {0}, {}, false, redis.call('HGET', K.node(node), 'environment')
   for i = 9, #argv do
     local queue = argv[i]
     due(queue, 8)
@@ -79,7 +80,8 @@ register('claim', function(_, argv)
       local id, class, unfinished = pick(queue, free, node)
       more = more or unfinished
       if not id then break end
-      local h = redis.call('HMGET', K.job(id), 'mc', 'mem', 'gpu', 'disk', 'expires')
+      local h = redis.call('HMGET', K.job(id), 'mc', 'mem', 'gpu', 'disk', 'expires', 'ready')
+      if h[1] and left_to_earlier(queue, environment, h[6]) > 0 then break end
       if not h[1] then
         skips = skips + 1                      -- the record is gone; so is the job
         index_remove(queue, class, id)

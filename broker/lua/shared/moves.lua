@@ -3,7 +3,7 @@
 local function make_ready(queue, id)
   local h = redis.call('HMGET', K.job(id), 'mc', 'mem', 'gpu', 'disk', 'score')
   local class = classify(queue, {h[1], h[2], h[3], h[4]})
-  become(id, 'RUNNABLE', 'class', class)
+  become(id, 'RUNNABLE', 'class', class, 'ready', num(now()))
   redis.call('HDEL', K.job(id), 'retry_at')
   index_add(queue, class, id, h[5], table.concat({h[1], h[2], h[3], h[4]}, ','))
   redis.call('PUBLISH', K.wake, queue)
