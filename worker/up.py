@@ -245,7 +245,7 @@ def _start(settings: Settings, family: Family, redis_server: str, minio: Path | 
         yard.forget_store()  # before the file names the other one: who is killed in between does it again
     ends.save(state)
     config_file = settings.config or _machine(settings, yard)
-    family.start(_part("controller", _config_words(config_file), environ))
+    family.start(_part("controller", (*_config_words(config_file), *_secrets_words(settings.node)), environ))
     environment = next(iter(yard.config().environments))
     yard.redis.close()
     family.start(
@@ -301,6 +301,11 @@ def _part(name: str, words: Sequence[str], environ: dict[str, str], *, command: 
 
 def _config_words(config_file: Path | None) -> tuple[str, ...]:
     return () if config_file is None else ("--config", str(config_file.absolute()))
+
+
+def _secrets_words(node: Sequence[str]) -> Sequence[str]:
+    """The controller finds the secret of a webhook where the node finds its own."""
+    return node[node.index("--secrets") :][:2] if "--secrets" in node else ()
 
 
 def _node_words(settings: Settings, environment: str) -> tuple[str, ...]:

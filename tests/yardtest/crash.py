@@ -46,6 +46,7 @@ _STAYS = {
     keys.STORE,
     keys.STAND_IN,
     keys.EVENTS,
+    keys.WEBHOOK_LOCK,
     "unacked_mutex",  # kombu's, for its own queues of remote control
 }
 MOST_DEATHS = 5  # by chance, in one run; with no bound a run would never end
