@@ -27,6 +27,7 @@ from .errors import BlobMissing, BrokerUnavailable, InvalidConfig, InvalidJob, N
 from .events import Events
 from .facts import gather
 from .functions import words
+from .heads import Heads, Snapshot
 from .job import DIGEST, Job
 from .joblog import JobLog
 from .message import TASK
@@ -305,6 +306,10 @@ class Client:
             )
             for name in names
         ]
+
+    def snapshot(self, queue: str, limit: int = 100) -> Snapshot:
+        """The first jobs of a queue that may run, in order. Raises NotFound."""
+        return Heads(self.yard).snapshot(queue, limit)
 
     def nodes(self) -> builtins.list[NodeView]:
         """Nodes that did not leave, by name; one that has not beaten for a lease is not up."""

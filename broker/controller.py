@@ -15,11 +15,12 @@ from contextlib import suppress
 import redis
 from redis.lock import Lock
 
-from . import keys
+from . import heads, keys
 from .config import Config
 from .ending import Outbox
 from .errors import BatchyardError, BrokerUnavailable
 from .followups import Followups
+from .heads import Heads
 from .intake import Intake
 from .queues import Removals
 from .store import Yard
@@ -37,8 +38,8 @@ class Duties:
         self._yard, self._config, self._intake = yard, config, Intake(yard)
         self._outbox = Outbox(yard, followups, retention_s=config().retention_s)
         self._timetable = Timetable(yard)
-        self._removals = Removals(yard)
-        self._next_tick = self._next_look = 0.0
+        self._removals, self._heads = Removals(yard), Heads(yard)
+        self._next_tick = self._next_look = self._next_heads = 0.0
 
     def round(self) -> bool:
         """True when there may be more to do at once. Raises BrokerUnavailable."""
@@ -52,11 +53,17 @@ class Duties:
                 busy = True  # and tick again at once
             else:
                 self._next_tick = time.monotonic() + min(0.5, config.lease_s / 10)
+        self._look_at_heads(config)
         return self._outbox.run() > 0 or busy
 
     def idle_s(self) -> float:
         """How long there is nothing to do by the clock, as far as it is known."""
         return max(0.0, self._next_look - time.monotonic())
+
+    def _look_at_heads(self, config: Config) -> None:
+        if time.monotonic() >= self._next_heads:
+            self._next_heads = time.monotonic() + heads.LOOK_S
+            self._heads.look(config)
 
     def _keep_schedules(self, config: Config) -> None:
         """As with intake: a Redis that refuses new jobs must not stop the rest."""

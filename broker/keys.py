@@ -68,6 +68,16 @@ def states(queue: str) -> str:
     return f"by:states:{queue}"
 
 
+def head(queue: str) -> str:
+    """Hash: the first job of a queue as the controller saw it last, and why nothing can start it."""
+    return f"by:head:{queue}"
+
+
+def scaling(environment: str) -> str:
+    """String with expiry, JSON: what an autoscaler does about an environment, see `blocked.Scaling`."""
+    return f"by:scaling:{environment}"
+
+
 def log(job_id: str) -> str:
     """Stream: the live tail of a job's log."""
     return f"by:log:{job_id}"
@@ -105,7 +115,7 @@ def lua_table() -> str:
     lines = [f"  {name} = '{value}'," for name, value in sorted(plain.items())]
     lines += [
         f"  {fn.__name__} = function(x) return '{fn('|').replace('|', chr(39) + ' .. x .. ' + chr(39))}' end,"
-        for fn in (job, cancelled, dependants, definition, schedule, node, node_jobs, result, states)
+        for fn in (job, cancelled, dependants, definition, schedule, node, node_jobs, result, states, head)
     ]
     # The ready index is touched by Lua alone.
     lines += [

@@ -123,7 +123,7 @@ class Removals:
         if depth.total or any(counts[state] for state in _OPEN):
             return
         self._queues.change(lambda config: changes.deleted(config, name))
-        self._yard.guard(lambda: self._yard.redis.delete(keys.states(name)))
+        self._yard.guard(lambda: self._yard.redis.delete(keys.states(name), keys.head(name)))
         log.info("queue %s is deleted", name)
 
 

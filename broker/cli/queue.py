@@ -1,4 +1,4 @@
-"""`batchyard queue create | update | enable | disable | delete | list | show`."""
+"""`batchyard queue create | update | enable | disable | delete | list | show | snapshot`."""
 
 from __future__ import annotations
 
@@ -125,3 +125,21 @@ def list_(doors: Doors, as_json: bool) -> None:
 def show_(doors: Doors, name: str, as_json: bool) -> None:
     """Show all that is said of a queue."""
     show_one(doors, "queue", name, as_json=as_json)
+
+
+@queue.command(epilog=examples("batchyard queue snapshot cpu", "batchyard queue snapshot cpu --json | jq .front"))
+@_NAME
+@click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True)
+@json_option
+@yard_options
+def snapshot(doors: Doors, name: str, limit: int, as_json: bool) -> None:
+    """Show the first jobs of a queue that may run, in the order in which they are taken."""
+    with doors.client() as client:
+        found = client.snapshot(name, limit)
+    if as_json:
+        print_json(found.as_json())
+        return
+    rows = [(str(one.position), one.id, show.moment(one.since), one.share) for one in found.front]
+    show.print_table(("POSITION", "ID", "READY SINCE", "SHARE"), rows, empty="no job is ready")
+    if found.blocked:
+        click.echo(f"the first one is blocked: {found.blocked}")

@@ -277,7 +277,7 @@ def leftovers(client: Any) -> list[str]:
         key = raw.decode()
         if (
             key in _STAYS
-            or key.startswith(("_kombu.", keys.states("")))
+            or key.startswith(("_kombu.", keys.states(""), keys.head("")))
             or (key.startswith("by:node:") and not key.endswith(":jobs"))
         ):
             continue
