@@ -30,9 +30,11 @@ from .errors import BlobMissing, BrokerUnavailable, InvalidConfig, InvalidJob, N
 from .events import Events
 from .facts import gather
 from .functions import words
+from .heads import Heads, Snapshot
 from .job import DIGEST, Job, check_sources, of_step_before
 from .joblog import JobLog
 from .message import TASK
+from .queues import Queues
 from .record import Record, from_hash
 from .remote import celery_app
 from .schedule import Schedule
@@ -305,6 +307,11 @@ class Client:
         return Definitions(self.yard, self._ring)
 
     @property
+    def at_run_time(self) -> Queues:
+        """Queues and compute environments, made and changed while the yard runs."""
+        return Queues(self.yard)
+
+    @property
     def events(self) -> Events:
         """Changes of jobs' states: the newest, those after a cursor, and how they look in AWS's shape."""
         return Events(self.yard)
@@ -342,6 +349,10 @@ class Client:
             )
             for name in names
         ]
+
+    def snapshot(self, queue: str, limit: int = 100) -> Snapshot:
+        """The first jobs of a queue that may run, in order. Raises NotFound."""
+        return Heads(self.yard).snapshot(queue, limit)
 
     def nodes(self) -> builtins.list[NodeView]:
         """Nodes that did not leave, by name; one that has not beaten for a lease is not up."""

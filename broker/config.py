@@ -10,13 +10,14 @@ schedules:
   nightly: {cron: "30 2 * * *", timezone: Europe/Berlin, definition: report}    # see `schedule.Schedule`
 lease_s: 30
 
-A file without `schedules` leaves those of the file before as they are; `schedules: {}` removes them.
+A file without `schedules` leaves those of the file before as they are; `schedules: {}` removes them. So it is with
+`queues` and `environments`. What was made at run time (`queues.Queues`) stays, whatever a file says of others.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -25,12 +26,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import ErrorDetails
 
 from . import rules
+from .environment import FARGATE, Environment, Shape
 from .errors import InvalidConfig, InvalidJob
 from .fairshare import FairShare, Share
 from .gang import runs
-from .job import GpuType, Job
+from .job import Job
 from .plainyaml import Loader, keep_texts, part
 from .schedule import Schedule
+from .webhook import EventSettings, Webhook
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,127}$"
 _KOMBU = ("celery", "by")
@@ -42,43 +45,51 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Environment(_Frozen):
-    """A compute environment, by the largest node that it may have.
+class TimeLimit(_Frozen):
+    """What becomes of the first job of a queue when nothing can start it, for this reason, for so long."""
 
-    gpu_types: those that its nodes may have; any, where it does not say. max_vcpus: of all its nodes together.
-    """
-
-    vcpus: Annotated[float, Field(gt=0)]
-    memory_mib: Annotated[int, Field(gt=0)]
-    gpus: Annotated[int, Field(ge=0)] = 0
-    disk_gib: Annotated[float, Field(ge=0)] = 100
-    gpu_types: tuple[GpuType, ...] | None = None
-    max_vcpus: Annotated[float, Field(gt=0)] | None = None
-
-    def lacks(self, job: Job) -> str | None:
-        """What the largest node has too little of for this job, in words; None when it fits."""
-        for what in ("vcpus", "memory_mib", "gpus", "disk_gib"):
-            if getattr(job, what) > getattr(self, what):
-                return f"{what} {getattr(job, what):g} of at most {getattr(self, what):g}"
-        if job.gpu_type is not None and self.gpu_types is not None and job.gpu_type not in self.gpu_types:
-            return f"gpu_type {job.gpu_type}, it has {', '.join(self.gpu_types) or 'none'}"
-        return None
+    reason: Literal[
+        "CAPACITY:INSUFFICIENT_INSTANCE_CAPACITY",
+        "MISCONFIGURATION:COMPUTE_ENVIRONMENT_MAX_RESOURCE",
+        "MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT",
+        "MISCONFIGURATION:EC2_INSTANCE_CONFIGURATION_UNSUPPORTED",
+    ]
+    state: Literal["RUNNABLE"] = "RUNNABLE"
+    max_time_s: Annotated[int, Field(ge=600, le=86400)]
+    action: Literal["CANCEL"] = "CANCEL"
 
 
 class Queue(_Frozen):
     """A job queue. priority: higher is served first. default_priority: for messages that carry 0 or none.
 
+    environments: in the order in which they are to be filled. overflow_s: a node of the second one takes a job when it
+    has been ready for so long, of the third one for twice as long.
     fair_share: without one, jobs go by their priority, then in the order of arrival. max_concurrent: jobs at once.
     """
 
     priority: int = 1
-    environments: Annotated[tuple[Name, ...], Field(min_length=1)]
+    environments: Annotated[tuple[Name, ...], Field(min_length=1, max_length=3)]
+    overflow_s: Annotated[float, Field(ge=0, le=3600)] = 2
+    job_state_time_limit_actions: Annotated[tuple[TimeLimit, ...], Field(max_length=4)] = ()
     default_priority: Annotated[int, Field(ge=0, le=9)] = 0
     state: Literal["ENABLED", "DISABLED"] = "ENABLED"
     force_strict: bool = False
     allow_host_network: bool = False
     fair_share: FairShare | None = None
     max_concurrent: Annotated[int, Field(ge=1)] | None = None
+
+
+class Made(_Frozen):
+    """What was done to queues and environments while the yard ran: no file says it.
+
+    deleting: queues whose jobs are being ended. file_states: of those whose state was changed, what the file says,
+    by "queue NAME" and "environment NAME".
+    """
+
+    queues: tuple[str, ...] = ()
+    environments: tuple[str, ...] = ()
+    deleting: tuple[str, ...] = ()
+    file_states: dict[str, str] = {}
 
 
 class Config(_Frozen):
@@ -91,6 +102,8 @@ class Config(_Frozen):
     result_expires_s: Annotated[int, Field(ge=60)] = 86400
     # Kept apart in Redis, and sealed: a job's environment may be private.
     schedules: Annotated[dict[Name, Schedule], Field(exclude=True)] = {}
+    events: EventSettings = EventSettings()
+    made: Made = Made()
 
     @model_validator(mode="before")
     @classmethod
@@ -117,6 +130,11 @@ class Config(_Frozen):
                 raise ValueError(
                     f'queue "{name}": compute_reservation is a part of max_vcpus; give its environments max_vcpus'
                 )
+            if len(set(queue.environments)) < len(queue.environments):
+                raise ValueError(f'queue "{name}": an environment stands there twice')
+            kinds = {self.environments[one].kind for one in queue.environments}
+            if kinds & FARGATE and kinds - FARGATE:
+                raise ValueError(f'queue "{name}": its environments are {", ".join(sorted(kinds))}; do not mix FARGATE')
         for name, schedule in self.schedules.items():
             if schedule.queue not in self.queues:
                 raise ValueError(
@@ -162,13 +180,29 @@ class Config(_Frozen):
             if (name in asked if asked else not known or environment in self.queues[name].environments)
         ]
 
+    def claimed(self, environment: str, asked: Collection[str] = ()) -> list[str]:
+        """Of what a node serves, that which it takes jobs from now: nothing while its environment is disabled."""
+        there = self.environments.get(environment)
+        if there is not None and there.state == "DISABLED":
+            return []
+        return [name for name in self.served(environment, asked) if name not in self.made.deleting]
+
+    def overflow(self) -> dict[str, str]:
+        """How long a job is ready before a node of a later environment takes it: "<queue> <environment>" → ms."""
+        return {
+            f"{name} {environment}": f"{n * queue.overflow_s * 1000:.0f}"
+            for name, queue in self.queues.items()
+            for n, environment in enumerate(queue.environments)
+            if n * queue.overflow_s > 0
+        }
+
     def refusal(self, queue_name: str, job: Job) -> str | None:
         """Why this job can never run in this queue, in words, or None."""
         queue = self.queues[queue_name]
+        if queue_name in self.made.deleting:
+            return f'queue "{queue_name}" is being deleted; choose another'
         if queue.state == "DISABLED":
-            return (
-                f'queue "{queue_name}" is disabled; choose another, or enable it (`state: ENABLED`) in the yard\'s YAML'
-            )
+            return f'queue "{queue_name}" is disabled; choose another, or `batchyard queue enable {queue_name}`'
         if queue.force_strict and job.profile != "strict":
             return f'queue "{queue_name}" runs profile "strict" only; leave job.profile out'
         if job.networking == "host" and not queue.allow_host_network:
@@ -206,15 +240,36 @@ def single_machine(vcpus: float, memory_mib: int, gpus: int, disk_gib: float) ->
     return Config(queues={"cpu": queue, "gpu": queue}, environments={"here": here})
 
 
-def load(path: Path) -> Config:
-    """Reads a YAML file. Raises InvalidConfig that names file, field and rule."""
+def load(path: Path, there: Callable[[], Config | None] = lambda: None) -> Config:
+    """Reads a YAML file. Raises InvalidConfig that names file, field and rule.
+
+    there: the configuration before it, asked for where the file says nothing of queues or of environments: those stay.
+    """
     try:
         data = _read(path.read_text())
     except OSError as error:
         raise InvalidConfig(f"configuration {path} cannot be read: {error.strerror}; check the path") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InvalidConfig(f"configuration {path} is not YAML: {str(error).replace(chr(10), ' ')}") from None
+    if isinstance(data, Mapping):
+        if "made" in data:
+            raise InvalidConfig(f"{path}: made: {rules.no_such_field('made', _fields(Config))}")
+        missing = [part for part in ("queues", "environments") if part not in data]
+        before = there() if missing else None
+        if before is not None:
+            plain = before.model_dump(mode="json")
+            data = {**data, **{part: _of_files(plain, part) for part in missing}}
     return parse(data, str(path))
+
+
+def _of_files(plain: dict[str, Any], part: str) -> dict[str, Any]:
+    """What a file before said of queues, or environments; what was made at run time is no file's."""
+    said = {f"{part[:-1]} {name}": name for name in plain[part]}
+    states = {
+        name: plain["made"]["file_states"][key] for key, name in said.items() if key in plain["made"]["file_states"]
+    }
+    kept = {name: one for name, one in plain[part].items() if name not in plain["made"][part]}
+    return {name: {**one, "state": states.get(name, one["state"])} for name, one in kept.items()}
 
 
 def _read(text: str) -> Any:
@@ -243,21 +298,32 @@ def parse(data: object, source: str) -> Config:
 
 def _rule(first: ErrorDetails) -> str:
     loc, kind = [str(part) for part in first["loc"]], first["type"]
-    models: dict[str, type[BaseModel]] = {"queues": Queue, "environments": Environment}
+    models: dict[str, type[BaseModel]] = {"queues": Queue, "environments": Environment, "events": EventSettings}
     model = models.get(loc[0], Config) if len(loc) > 1 else Config
+    model = next((inner for name, inner in _INNER.items() if name in loc[1:-1]), model)
     if "fair_share" in loc[2:3] and (len(loc) > 3 or kind != "extra_forbidden"):
         model = Share if "shares" in loc[3:4] and len(loc) > 5 else FairShare
         if loc[-1] == "share":
             return 'a share is 1 to 255 letters and digits, the last may be "*"'
     if kind == "extra_forbidden":
-        return rules.no_such_field(loc[-1], list(model.model_fields))
+        return rules.no_such_field(loc[-1], _fields(model))
     if kind in {"model_type", "model_attributes_type", "dict_type"}:
-        return f"must be a mapping {_FORMS[model]}"
+        return f"must be a mapping {_FORMS.get(model, '')}".rstrip()
     if kind in rules.TEXT_ERRORS:
         return f"a name is {rules.NAME}"
     return rules.rule(first)
 
 
+def _fields(model: type[BaseModel]) -> list[str]:
+    """Those that people may say."""
+    return [name for name in model.model_fields if name != "made"]
+
+
+_INNER: dict[str, type[BaseModel]] = {
+    "shapes": Shape,
+    "job_state_time_limit_actions": TimeLimit,
+    "webhook": Webhook,
+}
 _FORMS: dict[type[BaseModel], str] = {
     Config: "such as {queues: {cpu: {environments: [here]}}, environments: {here: {vcpus: 8, memory_mib: 16000}}}",
     Queue: "such as {environments: [here]}",

@@ -9,19 +9,21 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import redis
 from redis.lock import Lock
 
-from . import keys
+from . import heads, keys
 from .config import Config
 from .ending import Outbox
 from .errors import BatchyardError, BrokerUnavailable
 from .followups import Followups
 from .gangs import Gangs
+from .heads import Heads
 from .intake import Intake
+from .queues import Removals
 from .store import Yard
 from .timetable import LOOK_S, Timetable
 
@@ -38,15 +40,15 @@ class Duties:
         self._yard, self._config, self._intake = yard, config, Intake(yard)
         self._outbox = Outbox(yard, followups, retention_s=config().retention_s)
         self._timetable = Timetable(yard)
-        self._gangs = Gangs(yard)
-        self._next_place = 0.0
-        self._next_tick = self._next_look = 0.0
+        self._gangs, self._removals, self._heads = Gangs(yard), Removals(yard), Heads(yard)
+        self._next_place = self._next_tick = self._next_look = self._next_heads = 0.0
 
     def round(self) -> bool:
         """True when there may be more to do at once. Raises BrokerUnavailable."""
         config = self._config()
         self._keep_schedules(config)
         busy = self._take_in(config)
+        busy = self._removals.round(config) or busy
         if time.monotonic() >= self._next_tick:
             moved = self._yard.tick(config.by_priority(), lease_s=config.lease_s, limit=TICK)
             if any(n >= TICK for n in moved):
@@ -54,6 +56,7 @@ class Duties:
             else:
                 self._next_tick = time.monotonic() + min(0.5, config.lease_s / 10)
         busy = self._place(config) or busy
+        self._look_at_heads(config)
         return self._outbox.run() > 0 or busy
 
     def _place(self, config: Config) -> bool:
@@ -67,6 +70,11 @@ class Duties:
     def idle_s(self) -> float:
         """How long there is nothing to do by the clock, as far as it is known."""
         return max(0.0, self._next_look - time.monotonic())
+
+    def _look_at_heads(self, config: Config) -> None:
+        if time.monotonic() >= self._next_heads:
+            self._next_heads = time.monotonic() + heads.LOOK_S
+            self._heads.look(config)
 
     def _keep_schedules(self, config: Config) -> None:
         """As with intake: a Redis that refuses new jobs must not stop the rest."""
@@ -95,13 +103,21 @@ class Duties:
 class Ear:
     """Wakes when a producer pushes or a function calls for the controller."""
 
-    def __init__(self, yard: Yard, queues: list[str]) -> None:
+    def __init__(self, yard: Yard, queues: Sequence[str]) -> None:
         database = yard.redis.connection_pool.connection_kwargs.get("db", 0)
         yard.announce_lists()
         self._pubsub = yard.pubsub()
         self._pubsub.subscribe(keys.DUTY)
-        lists = [pattern for q in queues for pattern in (q, f"{q}{keys.PRIORITY_SEPARATOR}*")]
-        self._pubsub.psubscribe(*(f"__keyspace@{database}__:{pattern}" for pattern in lists))
+        self._prefix, self._queues = f"__keyspace@{database}__:", set[str]()
+        self.follow(queues)
+
+    def follow(self, queues: Sequence[str]) -> None:
+        """Hears producers of these queues too. Raises redis errors."""
+        new = [queue for queue in queues if queue not in self._queues]
+        lists = [pattern for q in new for pattern in (q, f"{q}{keys.PRIORITY_SEPARATOR}*")]
+        if lists:
+            self._pubsub.psubscribe(*(f"{self._prefix}{pattern}" for pattern in lists))
+        self._queues.update(new)
 
     def wait(self, timeout_s: float) -> None:
         """Until there is a call or the time is over. Raises redis errors."""
@@ -155,6 +171,7 @@ class Controller:
         renewed = time.monotonic()
         try:
             while not self._stop.is_set() and self._wanted():
+                ear.follow(self._config().by_priority())
                 if not duties.round():
                     ear.wait(min(0.5, config.lease_s / 10, duties.idle_s()))
                 if time.monotonic() - renewed > LOCK_S / 3:

@@ -17,7 +17,7 @@ from .record import Attempt, Record, from_hash
 from .state import State
 from .store import Yard
 
-DETAIL_TYPE, SOURCE = "Batch Job State Change", "aws.batch"
+DETAIL_TYPE, BLOCKED_TYPE, SOURCE = "Batch Job State Change", "Batch Job Queue Blocked", "aws.batch"
 ACCOUNT, REGION = "000000000000", "batchyard"  # a yard has neither; a reader of such events wants some
 FIRST = "0-0"
 _NAMESPACE = uuid.UUID("0d6a2c7e-2f0c-5f0e-9a54-7c2b9d7f3c55")
@@ -32,7 +32,10 @@ _MORE = ("array", "index", "share")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """One change. cursor: where it stands in the stream; at_ms: by Redis's clock; reason: of an end, else empty."""
+    """One change. cursor: where it stands in the stream; at_ms: by Redis's clock; reason: of an end, else empty.
+
+    blocked: no change, but the first job of a queue that nothing can start, for this reason.
+    """
 
     cursor: str
     at_ms: int
@@ -40,6 +43,7 @@ class Event:
     queue: str
     state: State
     reason: str
+    blocked: bool = False
 
 
 class Events:
@@ -86,7 +90,7 @@ def shape(event: Event, fields: Mapping[bytes, bytes]) -> dict[str, Any]:
     return {
         "version": "0",
         "id": str(uuid.uuid5(_NAMESPACE, f"{event.cursor} {event.job_id}")),
-        "detail-type": DETAIL_TYPE,
+        "detail-type": BLOCKED_TYPE if event.blocked else DETAIL_TYPE,
         "source": SOURCE,
         "account": ACCOUNT,
         "time": moment.replace("+00:00", "Z"),
@@ -184,12 +188,13 @@ def _flat(entries: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
 
 def _event(entry: bytes, fields: Mapping[bytes, bytes]) -> Event:
     job_id, queue, state, reason = fields[b"e"].decode("utf-8", "replace").split(" ", 3)
-    cursor = entry.decode()
+    cursor, blocked = entry.decode(), state == "BLOCKED"
     return Event(
         cursor=cursor,
         at_ms=int(cursor.partition("-")[0]),
         job_id=job_id,
         queue=queue,
-        state=State(state),
+        state=State.RUNNABLE if blocked else State(state),
         reason=reason,
+        blocked=blocked,
     )

@@ -24,6 +24,9 @@ CONTROLLER = "by:controller"  # the controller's lock
 STAND_IN = "by:standin"  # the lock of the nodes that stand in for it
 KEY_MARK = "by:keymark"  # tells whether a process has the yard's keys
 CONFIG = "by:config"  # JSON of the yard's configuration
+OVERFLOW = "by:overflow"  # hash: "<queue> <environment>" -> ms that a job is left to earlier environments
+WEBHOOK = "by:webhook"  # hash: how far events were delivered, and what went wrong last
+WEBHOOK_LOCK = "by:webhook:lock"  # the lock of the one that delivers
 STORE = "by:store"  # the id of the yard's durable store
 DEFINITIONS = "by:defs"  # hash: name of a job definition -> its last revision
 DEFINITIONS_ACTIVE = "by:defs:active"  # hash: name -> its latest ACTIVE revision
@@ -40,7 +43,7 @@ CONSUMABLES = "by:consumables"  # set: names of consumable resources
 GANG_QUEUES = "by:gangs"  # set: queues in which jobs of several nodes wait
 WAKE = "by:wake"  # channel: work for nodes; message = queue
 DUTY = "by:duty"  # channel: work for the controller
-CONTROL = "by:control"  # channel: "<node> <job id>" has something to be told
+CONTROL = "by:control"  # channel: "<node> <job id>" has something to be told; "* config": to all of them
 
 
 def job(job_id: str) -> str:
@@ -81,6 +84,16 @@ def dependants(job_id: str) -> str:
 def states(queue: str) -> str:
     """Hash: state -> jobs of the queue in it; of SUCCEEDED and FAILED, how many ended so since the yard began."""
     return f"by:states:{queue}"
+
+
+def head(queue: str) -> str:
+    """Hash: the first job of a queue as the controller saw it last, and why nothing can start it."""
+    return f"by:head:{queue}"
+
+
+def scaling(environment: str) -> str:
+    """String with expiry, JSON: what an autoscaler does about an environment, see `blocked.Scaling`."""
+    return f"by:scaling:{environment}"
 
 
 def log(job_id: str) -> str:
@@ -127,6 +140,7 @@ def lua_table() -> str:
             consumable_token,
             dependants,
             definition,
+            head,
             schedule,
             node,
             node_jobs,

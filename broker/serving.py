@@ -15,8 +15,10 @@ from . import config as yard_config
 from . import keys
 from .config import Config
 from .controller import LOCK_S, Controller
+from .delivery import Delivery, key_finder
 from .errors import NotFound
 from .followups import Followups
+from .queues import Queues
 from .remote import RevokeEar
 from .schedules import Schedules
 from .seal import KeyRing
@@ -27,19 +29,19 @@ _STOP_S = 5.0
 _CONFIG_AGE_S = 1.0
 
 
-def serve_controller(url: str, key_file: Path, config_file: Path | None, *, on_ready: Callable[[str], None]) -> int:
-    """Runs until SIGTERM or SIGINT; the exit code, 1 when a part of it broke.
+def serve_controller(
+    url: str, key_file: Path, config_file: Path | None, *, secrets: Path | None = None, on_ready: Callable[[str], None]
+) -> int:
+    """Runs until SIGTERM or SIGINT; the exit code, 1 when a part of it broke. secrets: a folder, one file a secret.
 
-    Raises InvalidConfig (configuration, key file, Redis settings), BrokerUnavailable (Redis does not answer at first).
+    Raises InvalidConfig (configuration, key file, Redis settings, a webhook's secret), BrokerUnavailable (Redis does
+    not answer at first).
     """
-    given = yard_config.load(config_file) if config_file else None
-    yard = open_yard(url, key_file)
-    yard.prepare()
-    if given is not None and "schedules" in given.model_fields_set:  # a file that has no such part says nothing of them
-        Schedules(yard, lambda: yard.ring).apply(given.schedules)
-    config = settle_config(yard, given)
+    key = key_finder(secrets)
+    yard, config = _prepared(url, key_file, config_file, key)
     followups = Followups(url, result_expires_s=config.result_expires_s)
     working, ear = Controller(yard, CachedConfig(yard), followups), RevokeEar(Yard(url, yard.ring))
+    delivery = Delivery(Yard(url, yard.ring), CachedConfig(yard), key)
     stop, broken = threading.Event(), threading.Event()
 
     def run(part: Callable[[], None]) -> None:
@@ -53,18 +55,30 @@ def serve_controller(url: str, key_file: Path, config_file: Path | None, *, on_r
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    threads = [threading.Thread(target=run, args=(part,), daemon=True) for part in (working.run, ear.run)]
+    parts = (working, ear, delivery)
+    threads = [threading.Thread(target=run, args=(part.run,), daemon=True) for part in parts]
     for thread in threads:
         thread.start()
     if _up(yard, working, stop):
         on_ready("controller" if working.working.is_set() else "controller, standing by for the one that works")
     while not stop.wait(1.0):
         pass  # a signal that another thread was given is handled when the main thread wakes
-    working.stop()
-    ear.stop()
+    for part in parts:
+        part.stop()
     for thread in threads:
         thread.join(_STOP_S)
     return 1 if broken.is_set() else 0
+
+
+def _prepared(url: str, key_file: Path, config_file: Path | None, key: Callable[[str], bytes]) -> tuple[Yard, Config]:
+    given = yard_config.load(config_file, lambda: _there(url)) if config_file else None
+    if given is not None and given.events.webhook is not None:
+        key(given.events.webhook.secret)
+    yard = open_yard(url, key_file)
+    yard.prepare()
+    if given is not None and "schedules" in given.model_fields_set:  # a file that has no such part says nothing of them
+        Schedules(yard, lambda: yard.ring).apply(given.schedules)
+    return yard, settle_config(yard, given)
 
 
 def open_yard(url: str, key_file: Path) -> Yard:
@@ -80,14 +94,21 @@ def open_yard(url: str, key_file: Path) -> Yard:
 
 
 def settle_config(yard: Yard, given: Config | None) -> Config:
-    """The configuration that holds from now on: the given one, else what the yard has, else this machine."""
-    if given is None:
-        try:
-            return yard.config()
-        except NotFound:
-            given = this_machine()
-    yard.configure(given)
-    return given
+    """The configuration that holds from now on: the given one, else what the yard has, else this machine; and always
+    what was made at run time. Raises InvalidConfig.
+    """
+    return Queues(yard).apply(given, this_machine)
+
+
+def _there(url: str) -> Config | None:
+    """The yard's configuration before this start, where there is one."""
+    probe = Yard(url, KeyRing.new())
+    try:
+        return probe.config()
+    except NotFound:
+        return None
+    finally:
+        probe.redis.close()
 
 
 def this_machine() -> Config:

@@ -164,15 +164,21 @@ class Yard:
             raise BrokerUnavailable(f"Redis does not answer: {words(error)}") from error
 
     # -- configuration
-    def configure(self, value: Config) -> None:
-        self._call("configure", value.model_dump_json(), json.dumps(value.policies()))
+    def configure(self, value: Config, *, expected: bytes = b"") -> bool:
+        """Keeps it and tells all who follow it. expected: only in place of this text. False: another one is there."""
+        told = (value.model_dump_json(), json.dumps(value.policies()), json.dumps(value.overflow()))
+        return bool(self._call("configure", expected, *told))
 
     def config(self) -> Config:
         """Raises NotFound when no controller has ever run on this Redis."""
-        text = self._read("GET", keys.CONFIG)
+        return self.config_and_text()[0]
+
+    def config_and_text(self) -> tuple[Config, bytes]:
+        """As `config`, and what `configure` may expect to find."""
+        text: bytes | None = self._read("GET", keys.CONFIG)
         if text is None:
             raise NotFound("this Redis holds no yard yet; start `batchyard up` or `batchyard controller` on it")
-        return config.parse(json.loads(text), "the yard's configuration")
+        return config.parse(json.loads(text), "the yard's configuration"), text
 
     # -- the durable store
     def store_id(self) -> str | None:

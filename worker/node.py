@@ -205,7 +205,7 @@ class Node:
 
     def _claim(self, claim_id: str) -> bool:
         """One call. True: ask again at once."""
-        free, room = self.ledger.free(), self._slots.free()
+        free, room, options = self.ledger.free(), self._slots.free(), self.tools.options
         if room <= 0 or free.vcpus_milli <= 0:
             return False
         wanted = Free(
@@ -216,7 +216,7 @@ class Node:
             self.tools.options.name,
             claim_id,
             wanted,
-            self.queues(),
+            self.tools.config.claimed(options.environment, options.queues),
             lease_s=self.tools.config.lease_s,
             count=min(room, AT_ONCE),
             holds=self.tools.levels.copies.last_used(MOST_HOLDS) if self.tools.levels else (),
@@ -287,7 +287,7 @@ class Node:
             try:
                 self._renew()
                 self._heard = time.monotonic()
-                self.tools = replace(self.tools, config=self.tools.yard.config())
+                self._follow_config()
             except BrokerUnavailable as error:
                 log.warning("leases could not be renewed: %s", error)
                 self._without_redis()
@@ -297,6 +297,14 @@ class Node:
                 log.exception("leases could not be renewed")
             self._beat.wait(self.tools.config.lease_s / 3)
             self._beat.clear()
+
+    def _follow_config(self) -> None:
+        """Queues and environments may have changed; then others are told at once what this node serves now."""
+        config = self.tools.yard.config()
+        if config != self.tools.config:
+            self.tools = replace(self.tools, config=config)
+            self._wake.set()
+            self._beat.set()
 
     def _renew(self) -> None:
         runs = dict(self.runs)
@@ -372,7 +380,7 @@ class Node:
     def _hear(self, channel: str, text: str) -> None:
         if channel == keys.WAKE:
             self._wake.set()
-        elif text.partition(" ")[0] == self.tools.options.name:
+        elif text.partition(" ")[0] in {self.tools.options.name, "*"}:
             self._beat.set()
 
     def _sweep_loop(self) -> None:

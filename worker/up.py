@@ -191,7 +191,7 @@ def run(settings: Settings) -> int:
     """Until a signal; the exit code. Raises InvalidConfig, DidNotStart."""
     state = settings.state
     if settings.config is not None:
-        yard_config.load(settings.config)  # before anything is started
+        yard_config.load(settings.config, lambda: _here(settings))  # before anything is started
     _check_machine(settings)
     redis_server = redis_binary()
     minio = find_or_build("minio", _say) if _wants_minio(settings) else None
@@ -245,7 +245,7 @@ def _start(settings: Settings, family: Family, redis_server: str, minio: Path | 
         yard.forget_store()  # before the file names the other one: who is killed in between does it again
     ends.save(state)
     config_file = settings.config or _machine(settings, yard)
-    family.start(_part("controller", _config_words(config_file), environ))
+    family.start(_part("controller", (*_config_words(config_file), *_secrets_words(settings.node)), environ))
     environment = next(iter(yard.config().environments))
     yard.redis.close()
     family.start(
@@ -303,6 +303,11 @@ def _config_words(config_file: Path | None) -> tuple[str, ...]:
     return () if config_file is None else ("--config", str(config_file.absolute()))
 
 
+def _secrets_words(node: Sequence[str]) -> Sequence[str]:
+    """The controller finds the secret of a webhook where the node finds its own."""
+    return node[node.index("--secrets") :][:2] if "--secrets" in node else ()
+
+
 def _node_words(settings: Settings, environment: str) -> tuple[str, ...]:
     words = ["--name", settings.name, "--state", str(settings.state / "node"), "--vcpus", f"{settings.vcpus:g}"]
     words += ["--memory-mib", str(settings.memory_mib), "--disk-gib", f"{settings.disk_gib:g}"]
@@ -312,8 +317,7 @@ def _node_words(settings: Settings, environment: str) -> tuple[str, ...]:
 
 def _machine(settings: Settings, yard: Yard) -> Path | None:
     """The configuration of a yard that is this machine; None where Redis has one that somebody made."""
-    gpus = len(gpu.discover(settings.gpus))
-    here = yard_config.single_machine(settings.vcpus, settings.memory_mib, gpus, settings.disk_gib)
+    here = _here(settings)
     try:
         if not _is_machine(there := yard.config()) or _has_schedules(yard):
             _say(f"queues as configured before ({', '.join(there.by_priority())}); --config FILE changes them")
@@ -324,6 +328,11 @@ def _machine(settings: Settings, yard: Yard) -> Path | None:
     path.write_text("# Written by `batchyard up` at each start; copy it to begin one for --config.\n"
                     + yaml.safe_dump(here.model_dump(mode="json"), sort_keys=False))  # fmt: skip
     return path
+
+
+def _here(settings: Settings) -> Config:
+    gpus = len(gpu.discover(settings.gpus))
+    return yard_config.single_machine(settings.vcpus, settings.memory_mib, gpus, settings.disk_gib)
 
 
 def _has_schedules(yard: Yard) -> bool:

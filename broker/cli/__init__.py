@@ -33,6 +33,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "put": ("", "Keep a file or directory as a blob; prints its digest."),
     "get": ("", "Write a blob to a file or directory."),
     "queues": ("look:queues", "Show queues and what waits in them."),
+    "queue": ("queue:queue", "Queues at run time: create, update, enable, disable, delete, list, show, snapshot."),
+    "environment": ("environment:environment", "Compute environments at run time: create, update, delete, list, show."),
     "events": ("events:events", "Print changes of jobs' states; -f follows them."),
     "nodes": ("look:nodes", "Show nodes and what they have."),
     "definition": ("definition:definition", "Job definitions: register, deregister, list, show."),

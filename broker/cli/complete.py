@@ -64,6 +64,15 @@ def queue_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> 
     return found
 
 
+def environment_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The compute environments that begin like this."""
+    found: list[CompletionItem] = []
+    with suppress(Exception), _yard(ctx) as yard:
+        there = yard.config().environments
+        found = [CompletionItem(n, help=there[n].state) for n in sorted(there) if n.startswith(incomplete)]
+    return found
+
+
 @contextmanager
 def _yard(ctx: click.Context) -> Iterator[Yard]:
     """The yard that the line names so far. It must answer at once: somebody waits for the key that they pressed."""

@@ -50,5 +50,5 @@ def _print(stream: Events, found: Sequence[Event], *, as_json: bool) -> None:
         return
     for event in found:
         reason = show.printable(show.shortened(event.reason, _REASON))
-        when = show.moment(event.at_ms / 1000)
-        click.echo(f"{when}  {event.job_id}  {event.queue}  {event.state}  {reason}".rstrip())
+        when, state = show.moment(event.at_ms / 1000), "BLOCKED" if event.blocked else event.state
+        click.echo(f"{when}  {event.job_id}  {event.queue}  {state}  {reason}".rstrip())

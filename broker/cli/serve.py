@@ -20,8 +20,10 @@ from .doors import Doors, examples, yard_options
 @click.option("--config", "config_file", type=click.Path(path_type=Path),
               help="Queues and compute environments (YAML). Kept in Redis; without it, what is there already, else "
                    "queues cpu and gpu on this machine.")  # fmt: skip
+@click.option("--secrets", type=click.Path(path_type=Path, file_okay=False, exists=True),
+              help="Folder with one file a secret, for `events.webhook.secret`.")  # fmt: skip
 @yard_options
-def controller(doors: Doors, config_file: Path | None) -> int:
+def controller(doors: Doors, config_file: Path | None, secrets: Path | None) -> int:
     """Run the controller until SIGTERM. Several may run: one works, the others stand by.
 
     It prints one line `ready: controller` when it works, or stands by. A Redis that holds no yard yet becomes one; its
@@ -30,7 +32,9 @@ def controller(doors: Doors, config_file: Path | None) -> int:
     from ..serving import serve_controller
 
     _log_to_stderr()
-    return serve_controller(doors.endpoints().broker_url, doors.key_path(), config_file, on_ready=_ready)
+    return serve_controller(
+        doors.endpoints().broker_url, doors.key_path(), config_file, secrets=secrets, on_ready=_ready
+    )
 
 
 @click.command(

@@ -4,10 +4,9 @@
 -- Up to `count` jobs that fit what is free, queues in the order given; in a queue with shares the share that has used
 -- least, then its most urgent class. A repeated claim id gets the answer of the first call. more = 1: looked at the
 -- bounded number of jobs or classes and found none; ask again. more (JSON): "types": free devices, "a100:2,t4:1",
--- "has": short hashes of inputs that the node
--- holds, "0123abcd …".
+-- "has": short hashes of inputs that the node holds, "0123abcd …".
 -- Keys: node, node_jobs, leases, reaper, job, class, heads, counts, demands, delayed, expiring, outbox, policies, holds,
--- limits, consumable, gates, the shares'.
+-- limits, consumable, gates, overflow, the shares'.
 local LOOKS = 32                               -- jobs looked at in coarse classes in one call
 local AMONG, PASSES = 8, 8                     -- first jobs of a class of which one may pass the others; how often
 local CLASS_LOOKS = 256                        -- classes looked at in vain, in one call, in lanes of shares
@@ -249,7 +248,8 @@ local function take_from(c, queue)
     local id, place, unfinished = pick_of(c, queue, q)
     c.more = c.more or unfinished
     if not id then break end
-    local h = redis.call('HMGET', K.job(id), 'mc', 'mem', 'gpu', 'disk', 'expires', 'tokens', 'def', 'gpu_type')
+    local h = redis.call('HMGET', K.job(id), 'mc', 'mem', 'gpu', 'disk', 'expires', 'tokens', 'def', 'gpu_type', 'ready')
+    if h[1] and left_to_earlier(queue, c.environment, h[9]) > 0 then break end
     if runs_still(queue, place, id, h) then
       c.out[#c.out + 1] = lease_out(id, c.node, c.claim, c.lease)
       c.ids[#c.ids + 1] = id
@@ -278,7 +278,7 @@ register('claim', function(_, argv)
   for kind, n in string.gmatch(types, '([^:,]+):(%d+)') do free.types[kind] = tonumber(n) end
   reap(lease, 8)
   local c = {node = node, claim = claim, lease = lease, free = free, count = tonumber(argv[8]), types = types,
-    seen = {}, out = {0}, ids = {}, more = false}
+    environment = redis.call('HGET', K.node(node), 'environment'), seen = {}, out = {0}, ids = {}, more = false}
   if placed then c.ids = take_placed(node, placed, c.out, free) end
   c.has = more.has
   for i = 10, #argv do

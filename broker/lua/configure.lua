@@ -1,6 +1,8 @@
--- configure(configuration (JSON), policies (JSON: queue -> its policy as JSON text)) -> 1
--- The yard's configuration, and what of it the claim reads (see policies.lua). Shares and what they have used stay.
--- Keys: config, policies, gates, the shares'; channel wake.
+-- configure(expected or '', configuration (JSON), policies (JSON: queue -> its policy as JSON text), waits (JSON object
+--   "<queue> <environment>" -> ms)) -> 1; 0: what stands there is not what was expected, and stays
+-- The yard's configuration, and what of it the claim reads: see policies.lua, and how long nodes of later environments
+-- leave a job to those of earlier ones. Shares and what they have used stay.
+-- Keys: config, policies, gates, overflow, the shares'; channels wake, duty, control.
 -- Refused when Redis is out of memory.
 local function policy_changed(queue)
   local fair = fair_policy(queue)
@@ -10,9 +12,18 @@ local function policy_changed(queue)
   gate_opened(queue)
 end
 
+local function keep_waits(waits)
+  local fields = {}
+  for k, v in pairs(waits) do fields[#fields + 1] = k; fields[#fields + 1] = v end
+  redis.call('DEL', K.overflow)
+  if #fields > 0 then redis.call('HSET', K.overflow, unpack(fields)) end
+end
+
 register('configure', function(_, argv)
-  local told, flat, changed = cjson.decode(argv[2]), redis.call('HGETALL', K.policies), {}
-  redis.call('SET', K.config, argv[1])
+  if argv[1] ~= '' and redis.call('GET', K.config) ~= argv[1] then return 0 end
+  local told, flat, changed = cjson.decode(argv[3]), redis.call('HGETALL', K.policies), {}
+  redis.call('SET', K.config, argv[2])
+  keep_waits(cjson.decode(argv[4]))
   local old = {}
   for i = 1, #flat, 2 do old[flat[i]] = flat[i + 1] end
   for queue, text in pairs(told) do
@@ -28,5 +39,7 @@ register('configure', function(_, argv)
     end
   end
   for _, queue in ipairs(changed) do policy_changed(queue) end
+  redis.call('PUBLISH', K.duty, 'config')
+  redis.call('PUBLISH', K.control, '* config')
   return 1
 end, {})

@@ -11,7 +11,8 @@ from typing import Any
 
 from celery import Celery
 
-from batchyard.broker.config import Config, Environment, Queue
+from batchyard.broker.config import Config, Queue
+from batchyard.broker.environment import Environment
 from batchyard.broker.intake import Intake
 from batchyard.broker.seal import KeyRing
 from batchyard.broker.store import Yard

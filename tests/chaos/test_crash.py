@@ -25,7 +25,8 @@ import redis
 from celery import Celery, chain, chord, group
 from celery.canvas import Signature
 
-from batchyard.broker.config import Config, Environment, Queue
+from batchyard.broker.config import Config, Queue
+from batchyard.broker.environment import Environment
 from batchyard.broker.seal import KeyRing
 from batchyard.broker.store import Yard
 from yardtest.apart import apart

@@ -11,10 +11,11 @@ import pytest
 from celery import Celery
 
 from batchyard.broker import keys
-from batchyard.broker.config import Config, Environment, Queue
+from batchyard.broker.config import Config, Queue
 from batchyard.broker.deadletters import DeadLetters
 from batchyard.broker.dependencies import Dependency
 from batchyard.broker.ending import Outbox
+from batchyard.broker.environment import Environment
 from batchyard.broker.followups import Followups
 from batchyard.broker.intake import Intake
 from batchyard.broker.job import Job

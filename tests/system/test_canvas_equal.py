@@ -31,9 +31,10 @@ import redis
 from celery import Celery, chain, chord, group
 
 from batchyard.broker import keys
-from batchyard.broker.config import Config, Environment, Queue
+from batchyard.broker.config import Config, Queue
 from batchyard.broker.deadletters import DeadLetters
 from batchyard.broker.ending import Outbox
+from batchyard.broker.environment import Environment
 from batchyard.broker.errors import JobFailed
 from batchyard.broker.followups import CannotFollow, Followups
 from batchyard.broker.intake import Intake

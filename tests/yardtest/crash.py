@@ -46,6 +46,7 @@ _STAYS = {
     keys.STORE,
     keys.STAND_IN,
     keys.EVENTS,
+    keys.WEBHOOK_LOCK,
     "unacked_mutex",  # kombu's, for its own queues of remote control
 }
 MOST_DEATHS = 5  # by chance, in one run; with no bound a run would never end
@@ -278,7 +279,7 @@ def leftovers(client: Any) -> list[str]:
         key = raw.decode()
         if (
             key in _STAYS
-            or key.startswith(("_kombu.", keys.states("")))
+            or key.startswith(("_kombu.", keys.states(""), keys.head("")))
             or (key.startswith("by:node:") and not key.endswith(":jobs"))
         ):
             continue

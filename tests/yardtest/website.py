@@ -31,12 +31,15 @@ class Page:
 
 
 class Website:
-    """`pages` by path, without the query. `asked`: method, path with query, and headers of each request so far."""
+    """`pages` by path, without the query. `asked`: method, path with query, and headers of each request so far;
+    `posted`: what was POSTed.
+    """
 
     def __init__(self, folder: Path, hosts: tuple[str, ...] = ("localhost", "127.0.0.1")) -> None:
         self.ca = write_server_certificate(folder, hosts)
         self.pages: dict[str, Page] = {}
         self.asked: list[tuple[str, str, dict[str, str]]] = []
+        self.posted: list[bytes] = []
         self.bytes_sent = 0
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(folder / "public.crt", folder / "private.key")
@@ -84,6 +87,20 @@ def _handler(site: Website) -> type[BaseHTTPRequestHandler]:
             site.bytes_sent += len(page.body)
             if page.length is not None:
                 self.close_connection = True
+
+        def do_POST(self) -> None:
+            sent = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+            site.asked.append(("POST", self.path, {k.lower(): v for k, v in self.headers.items()}))
+            site.posted.append(sent)
+            page = site.pages.get(self.path.partition("?")[0], Page(status=404))
+            if page.act is not None:
+                page.act(self)
+                return
+            self.send_response(page.status)
+            for name, value in {**page.headers, "Content-Length": str(len(page.body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(page.body)
 
         def log_message(self, format: str, *args: object) -> None:
             pass

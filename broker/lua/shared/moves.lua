@@ -6,7 +6,7 @@ local function make_ready(queue, id, quiet)
     'spawned', 'gang')
   if h[11] then return open_array(queue, id) end
   if h[12] then
-    become(id, 'RUNNABLE')
+    become(id, 'RUNNABLE', 'ready', num(now()))
     redis.call('HDEL', K.job(id), 'retry_at')
     return gang_add(queue, id, h[5])
   end
@@ -17,7 +17,7 @@ local function make_ready(queue, id, quiet)
     share_opened(queue, share, id)
     place = share .. '/' .. place
   end
-  become(id, 'RUNNABLE', 'class', place)
+  become(id, 'RUNNABLE', 'class', place, 'ready', num(now()))
   redis.call('HDEL', K.job(id), 'retry_at')
   index_add(queue, place, id, h[5], table.concat(demand, ',') .. asks)
   if not quiet then redis.call('PUBLISH', K.wake, queue) end
