@@ -32,6 +32,7 @@ from batchyard.broker.errors import (
     StartError,
 )
 
+from .docker_networks import DockerNetworks
 from .logs import FileLog, FollowLog, LogSource
 from .protocol import ContainerSpec, Exit, InitMissing, Listed
 
@@ -56,7 +57,7 @@ _GONE = (OSError, urllib3.exceptions.HTTPError, ValueError)
 """What docker-py lets through when the engine goes away before, during or in the middle of an answer."""
 
 
-class DockerEngine:
+class DockerEngine(DockerNetworks):
     """`base_url` None takes DOCKER_HOST and its TLS variables, then the local socket. Connects at the first call."""
 
     def __init__(self, base_url: str | None = None) -> None:
