@@ -12,7 +12,7 @@ from batchyard.broker.record import Claimed
 from .attempt import folder_name
 from .container import owner_labels
 from .engine import Listed
-from .gang import sweep
+from .gang import quietly, sweep
 from .tools import Tools
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ class Adoption:
             folders.add(folder_name(claimed))
         for claimed in held.values():
             tools.yard.give_back(claimed, None)
+        quietly(self.sweep_networks, "networks stay for the sweep")
         self._sweep_folders(folders)
         tools.stage.copies.keep_pins(folders)
 

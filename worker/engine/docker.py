@@ -111,7 +111,7 @@ class DockerEngine(DockerNetworks):
                 return str(api.create_container_from_config(config, name=spec.name)["Id"])
             except APIError as error:
                 reason = _reason(error)
-                if error.status_code == 404:
+                if error.status_code == 404 and not reason.startswith("network "):
                     raise ImageError(f'image "{spec.image}" is not on this node: {reason}') from None
                 raise _refusal(f'a container of image "{spec.image}" cannot be created', reason) from None
 
