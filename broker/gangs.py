@@ -35,6 +35,12 @@ class Gangs:
         more, *placed = self._functions.call("place", uuid.uuid4().hex, int(lease_s * 1000), *queues)
         return bool(more), [one.decode() for one in placed]
 
+    def lives(self, job_id: str, placement: int) -> bool:
+        """Whether nodes may still hold what was placed then. Raises BrokerUnavailable."""
+        told = self._yard.guard(lambda: self._yard.redis.hmget(keys.job(job_id), ["epoch", "out"]))
+        epoch, out = (int(one or 0) for one in told)
+        return epoch == placement and out > 0
+
     def members(self, record: Record) -> list[Record]:
         """The nodes of a job, by index; none before it was placed for the first time. Raises BrokerUnavailable."""
         ids = [gang.id_of(record.id, index) for index in range(record.gang)]

@@ -6,11 +6,13 @@ import logging
 import shutil
 from collections.abc import Callable
 
+from batchyard.broker.gangs import Gangs
 from batchyard.broker.record import Claimed
 
 from .attempt import folder_name
 from .container import owner_labels
 from .engine import Listed
+from .gang import quietly, sweep
 from .tools import Tools
 
 log = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ class Adoption:
             folders.add(folder_name(claimed))
         for claimed in held.values():
             tools.yard.give_back(claimed, None)
+        quietly(self.sweep_networks, "networks stay for the sweep")
         self._sweep_folders(folders)
         tools.stage.copies.keep_pins(folders)
 
@@ -55,6 +58,14 @@ class Adoption:
                 self._tools.engine.remove(one.id)
                 removed += 1
         return removed
+
+    def sweep_networks(self) -> None:
+        """Removes networks of gangs that are over, whichever node of the yard had them.
+
+        Raises EngineUnavailable, BrokerUnavailable.
+        """
+        tools = self._tools
+        sweep(tools.engine, tools.yard_id, Gangs(tools.yard).lives)
 
     def _sweep_folders(self, kept: set[str]) -> None:
         jobs = self._tools.options.files / "jobs"

@@ -30,6 +30,7 @@ from batchyard.broker.errors import (
     StoreUnavailable,
     disk_full,
 )
+from batchyard.broker.gang import variables
 from batchyard.broker.job import Job
 from batchyard.broker.record import Claimed
 from batchyard.cache.deliver import AttemptMark
@@ -39,6 +40,7 @@ from batchyard.cache.held import CopiesPinned
 from .capture import LogCapture
 from .container import Identity, container_spec
 from .engine import Bind, ContainerSpec, Exit, launch
+from .gang import GangNetwork, quietly
 from .ledger import Allocation
 from .outcome import Fate, Outcome, Stop, decide
 from .publish import Kept, Publisher
@@ -50,6 +52,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 STORE_PATIENCE_S, ENGINE_PATIENCE_S = 120.0, 600.0
 LOG_TAIL_BYTES = 4096
+STOPS = {"lost": Stop.LOST, "cancel": Stop.CANCEL, "halt": Stop.HALT}
+"""What a heartbeat tells of a job, by how it is stopped for it."""
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,199}")
 
 
@@ -88,6 +92,10 @@ class Execution:
         self._why = self._told = ""
         self._tries = 0
         self._secrets: dict[str, str] = {}
+        self._going, self._main_at = threading.Event(), ""
+        self._network = _gang_network(tools, claimed, job)
+        # What a main member says and does is the job's.
+        self._shown_id = claimed.job_id if claimed.member is None or claimed.member.is_main else claimed.id
         if container is not None:  # before anything is staged for others, also where the index was lost
             tools.stage.copies.pin(self.folder.name, self._digests())
 
@@ -102,8 +110,15 @@ class Execution:
             if self._stop is None or stop is Stop.LOST:
                 self._stop, self._why = stop, why
             running = self._running and not told
+        self._going.set()
         if running:
             self._signal(first_signal, self._tools.options.stop_grace_s if grace_s is None else grace_s)
+
+    def go(self, main_at: str) -> None:
+        """The main member runs, and is reached there: this one may start. May be called again."""
+        if not self._going.is_set():
+            self._main_at = main_at
+            self._going.set()
 
     def _signal(self, name: str, grace_s: float) -> None:
         container = self._container
@@ -173,10 +188,27 @@ class Execution:
             self._tools.engine.remove(self._made[-1])
             self._made.pop()
 
+    def leave_network(self) -> None:
+        """After `remove`. Who cannot remove it leaves it to the others of the gang, or to the sweep."""
+        if self._network is not None:
+            quietly(self._network.remove, f"job {self._claimed.id}: its network stays for the sweep")
+
+    def address(self) -> str:
+        """Where the others of its gang reach its container; '' where they do not."""
+        if self._network is None or self._container is None:
+            return ""
+        container, network = self._container, self._network
+        try:
+            return self._patiently(lambda: network.address_of(container))
+        except BatchyardError as error:
+            log.warning("job %s: its container's address is not known: %s", self._claimed.id, error)
+            return ""
+
     def _ended(self, capture: LogCapture) -> Exit | None:
         """The container's exit; None when it was stopped before it ran."""
         if self._container is None:
             binds = self._patiently(lambda: self._stage(capture))
+            self._wait_for_main(capture)
             self._patiently(lambda: self._launch(capture, binds))
         elif self.started is None:  # the node was killed before it could say so
             self.started = time.time()
@@ -204,6 +236,16 @@ class Execution:
                 timer.cancel()
         self.started = self.started or exit.started_at
         return exit
+
+    def _wait_for_main(self, capture: LogCapture) -> None:
+        """Until the main member of the gang runs, or this one is stopped."""
+        member = self._claimed.member
+        if member is None or member.is_main or self._going.is_set():
+            return
+        capture.platform(f"node {member.index} of {member.count} is ready, and waits for node {member.main}")
+        self._doing("waits for the main node")
+        self._going.wait()
+        self._doing("")
 
     def _timer(self) -> threading.Timer | None:
         """Stops the attempt when its time is over, counted from its start, also in an earlier process."""
@@ -252,7 +294,7 @@ class Execution:
     def _doing(self, text: str) -> None:
         if text != self._told:
             with suppress(BrokerUnavailable):
-                self._tools.yard.progress(self._claimed.id, text)
+                self._tools.yard.progress(self._shown_id, text)
             self._told = text
 
     def _launch(self, capture: LogCapture, binds: list[Bind]) -> None:
@@ -264,6 +306,8 @@ class Execution:
 
         if self._stop is not None:
             return
+        if self._network is not None:
+            self._network.make()
         self.remove()  # one whose start was not answered may run
         try:
             launch(self._tools.engine, spec, say=capture.platform, created=created)
@@ -297,18 +341,25 @@ class Execution:
             work=str(self.folder / "work"),
             binds=binds,
             secrets=self._secrets,
-            variables=_of_array(self._claimed, job),
             gpus=gpus,
             node_has_gpus=bool(tools.options.gpus),
+            variables=_of_array(self._claimed, job) | self._gang_variables(),
+            network=self._network.name if self._network else None,
         )
         work_directory(self.folder, spec.user)
         return spec
+
+    def _gang_variables(self) -> dict[str, str]:
+        member = self._claimed.member
+        if member is None:
+            return {}
+        return dict(variables(count=member.count, index=member.index, main=member.main, address=self._main_at))
 
     def _log(self) -> LogCapture:
         capture = LogCapture(
             self.folder / "log",
             mask=[v.encode() for v in self._secrets.values()],
-            on_lines=self._tools.live.lines_of(self._claimed.id),
+            on_lines=self._tools.live.lines_of(self._shown_id),
         )
         taken = "takes up" if self._container is not None else "takes"
         capture.platform(f"node {self._tools.options.name} {taken} attempt {self._claimed.attempt}")
@@ -342,7 +393,7 @@ class Execution:
                 time.sleep(0.5)
                 continue
             for _, what, reason in told:
-                self.stop(Stop.LOST if what == "lost" else Stop.CANCEL, reason, grace_s=0, first_signal="SIGKILL")
+                self.stop(STOPS[what], reason, grace_s=0, first_signal="SIGKILL")
             if not told:
                 return
         raise OutputError("it was not written: the job was told to stop")
@@ -390,6 +441,20 @@ class Execution:
                     raise
                 log.warning("job %s waits: %s", self._claimed.id, error)
                 time.sleep(0.5)
+
+
+def _gang_network(tools: Tools, claimed: Claimed, job: Job) -> GangNetwork | None:
+    if claimed.member is None:
+        return None
+    options = tools.options
+    return GangNetwork(
+        tools.engine,
+        job,
+        claimed.member,
+        yard=tools.yard_id,
+        mode=options.gang_network,
+        address=options.address,
+    )
 
 
 def command_lines(text: str) -> str:

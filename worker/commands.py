@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from pathlib import Path
 
 import click
@@ -115,6 +116,15 @@ allow_url_host_option = click.option(
     show_default=True,
     help="How long jobs go on without Redis.",
 )
+@click.option(
+    "--gang-network",
+    default="bridge",
+    show_default=True,
+    metavar="bridge|host|NAME",
+    help="How the containers of one job on several nodes reach each other: by a bridge on the engine that all of its "
+    "nodes use, by the hosts' network, or by a network of the engine that you have made, which spans hosts.",
+)
+@click.option("--address", help="Where other nodes reach this host.  [default: the one on the way to the broker]")
 def worker(
     broker: str | None,
     key_file: Path | None,
@@ -140,6 +150,8 @@ def worker(
     grace_s: float,
     stop_grace_s: float,
     partition_grace_s: float,
+    gang_network: str,
+    address: str | None,
 ) -> None:
     """Run a node: claim jobs that fit, run their containers.
 
@@ -148,6 +160,7 @@ def worker(
       batchyard worker --name big --vcpus 8 --memory-mib 16000 --queues cpu
       batchyard worker --name two --state ~/.batchyard-two --vcpus 1     beside the node of a `batchyard up`
     """
+    from .gang import machine_address
     from .main import serve
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -187,6 +200,8 @@ def worker(
                 grace_s=grace_s,
                 stop_grace_s=stop_grace_s,
                 partition_grace_s=partition_grace_s,
+                gang_network=_network(gang_network),
+                address=address or machine_address(broker),
             ),
         )
     )
@@ -209,6 +224,12 @@ def _yard(broker: str | None, key_file: Path | None, store: str | None) -> tuple
 def _checked(name: str) -> str:
     if not name or len(name) > 128 or not all(c.isalnum() or c in "-_." for c in name):
         raise InvalidConfig(f'node name "{name}": use letters, digits, ".", "-" and "_"')
+    return name
+
+
+def _network(name: str) -> str:
+    if name == "none" or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", name):
+        raise InvalidConfig(f'--gang-network "{name}": write bridge, host, or the name of a network of the engine')
     return name
 
 

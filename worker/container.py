@@ -82,13 +82,15 @@ def container_spec(
     variables: Mapping[str, str] | None = None,
     gpus: Sequence[Gpu] = (),
     node_has_gpus: bool = False,
+    network: str | None = None,
 ) -> ContainerSpec:
     """The container of one attempt.
 
     `profile` is the job's unless the operator forces one; `work` is the attempt's directory on the node, which the
     job's user must be able to write; `binds` are inputs and output directories outside of `/work`; `secrets` maps
     variable names to values; `variables` are further ones that the platform sets (array index, gang); `gpus` are the
-    job's own devices. InvalidJob: root under `strict`, a bind at a path that is not the job's to choose.
+    job's own devices; `network` is that of a gang, in place of the job's. InvalidJob: root under `strict`, a bind at a
+    path that is not the job's to choose.
     """
     strict = (profile or job.profile) == "strict"
     every = (Bind(source=work, target=WORK), *binds)
@@ -105,7 +107,7 @@ def container_spec(
         tmpfs={"/tmp": TMP_OPTIONS} if strict and "/tmp" not in {bind.target for bind in every} else {},
         vcpus=job.vcpus,
         memory_mib=job.memory_mib,
-        network=job.network or ("none" if strict else "bridge"),
+        network=network or job.network or ("none" if strict else "bridge"),
         read_only_root=strict,
         cap_drop_all=strict,
         no_new_privileges=True,

@@ -19,17 +19,19 @@ from typing import Any
 import redis
 from celery.worker import state as worker_state
 
-from batchyard.broker import keys
+from batchyard.broker import gang, keys
 from batchyard.broker.controller import Controller
 from batchyard.broker.errors import BatchyardError, BrokerUnavailable, InvalidConfig
 from batchyard.broker.job import Job
+from batchyard.broker.message import Document
 from batchyard.broker.record import Claimed
-from batchyard.broker.store import MOST_HOLDS, Free
+from batchyard.broker.store import MOST_HOLDS, Free, Told
 
 from .adopt import Adoption
 from .engine import Listed
+from .gang import domain
 from .gpu import types_of
-from .ledger import Demand, Ledger
+from .ledger import Allocation, Demand, Ledger
 from .outcome import Stop
 from .run import Run, unreadable
 from .slots import Slots
@@ -40,6 +42,7 @@ AT_ONCE = 8  # jobs claimed in one call
 LOOK_S = 1.0  # between two looks when nothing calls: publish and subscribe promises nothing
 SWEEP_S = 30.0
 EX_USAGE = 2
+PLACED_S = 5.0  # how long what was placed here waits for its resources, and then to be placed again
 SWEEP_AGAIN_S = 1.0  # when a container could not be removed
 
 
@@ -68,6 +71,7 @@ class Node:
         self._adoption = Adoption(tools)
         self._stand_in = Controller(tools.yard, lambda: self.tools.config, tools.followups, stand_in=True)
         self._heard = time.monotonic()
+        self._gangs = ""  # see `gang.domain`
         self._home = f"{socket.gethostname()}:{options.state}"
 
     def start(self) -> None:
@@ -115,6 +119,9 @@ class Node:
             if not self.ready.is_set():
                 return  # one of this name that is on the list is another
             try:
+                for claimed in self.tools.yard.held(self.tools.options.name):
+                    if claimed.id not in self.runs:  # placed here after the last claim
+                        self.tools.yard.give_back(claimed, None)
                 self.tools.yard.leave(self.tools.options.name)
             except BrokerUnavailable as error:
                 log.warning("Redis was not told that this node leaves: %s", error)
@@ -158,6 +165,7 @@ class Node:
         self.be_alone()
         self._configured.set()
         tools.engine.ping()
+        self._gangs = domain(tools.options.gang_network, tools.engine.identity)
         self._adoption.take_up(self._take)
         self.ready.set()
 
@@ -234,9 +242,8 @@ class Node:
         if known is not None and known.claimed.token == claimed.token:
             return
         try:
-            document = self.tools.yard.open(claimed.id, claimed.document)
-            job = Job.parse(document.job)
-            job = job if claimed.index is None else job.child(claimed.index)
+            document = self.tools.yard.open(claimed.job_id, claimed.document)
+            job = _job(document, claimed)
         except BatchyardError as error:
             reason = str(error)
             self._until_done(lambda: unreadable(self.tools, claimed, reason))
@@ -244,17 +251,15 @@ class Node:
         demand = Demand(
             vcpus=job.vcpus, memory_mib=job.memory_mib, disk_gib=job.disk_gib, gpus=job.gpus, gpu_type=job.gpu_type
         )
-        allocation = self.ledger.reserve(
-            claimed.id, demand, token=claimed.token, gpus=_gpus_of(container), runs=container is not None
-        )
+        allocation = self._reserve(claimed, demand, container)
         if allocation is None:
             self._return(claimed)
             return
         run = Run(self.tools, claimed, document, job, allocation, container.id if container else None)
         with self._lock:
             self.runs[claimed.id] = run
-        if claimed.cancel:
-            run.stop(Stop.CANCEL, claimed.cancel)
+        for what, text in _told(claimed):
+            run.hear(what, text)
         try:
             self._slots.run(lambda: self._execute(run))
         except RuntimeError:  # no thread for it: as if it had not been claimed, so that the repeated claim brings it
@@ -262,6 +267,19 @@ class Node:
                 del self.runs[claimed.id]
             self.ledger.release(claimed.id, token=claimed.token)
             raise
+
+    def _reserve(self, claimed: Claimed, demand: Demand, container: Listed | None) -> Allocation | None:
+        """What a job needs of this node. What was placed here waits a little for what Redis knows to be free already:
+        of a job that is settled, the resources are given back a moment later.
+        """
+        patience_s = min(PLACED_S, self.tools.config.lease_s / 2) if claimed.member and container is None else 0.0
+        until = time.monotonic() + patience_s
+        while True:
+            allocation = self.ledger.reserve(
+                claimed.id, demand, token=claimed.token, gpus=_gpus_of(container), runs=container is not None
+            )
+            if allocation is not None or time.monotonic() >= until or self._closing.wait(0.05):
+                return allocation
 
     def _execute(self, run: Run) -> None:
         run.execute()
@@ -277,8 +295,10 @@ class Node:
             self._cleaning -= 1
 
     def _return(self, claimed: Claimed) -> None:
-        """A job that this node cannot start now; no attempt used."""
-        self._until_done(lambda: self.tools.yard.give_back(claimed, None))
+        """A job that this node cannot start now; no attempt used. One that was placed here is not placed at once."""
+        delay_s = PLACED_S if claimed.member and not self._closing.is_set() else 0.0
+        reason = {"reason": f"node {self.tools.options.name} had no room for it"} if delay_s else None
+        self._until_done(lambda: self.tools.yard.give_back(claimed, None, delay_s=delay_s, fields=reason))
 
     # -- leases
     def _renew_loop(self) -> None:
@@ -320,9 +340,7 @@ class Node:
                 continue
             if what == "lost":
                 log.warning("job %s: the lease is lost", job_id)
-                run.stop(Stop.LOST, grace_s=1)
-            elif run.execution.stopped is None:
-                run.stop(Stop.CANCEL, reason)
+            run.hear(what, reason)
 
     def _without_redis(self) -> None:
         if time.monotonic() - self._heard > self.tools.options.partition_grace_s:
@@ -348,6 +366,7 @@ class Node:
             "queues": ",".join(self.queues()),
             "labels": json.dumps(options.labels),
             "environment": options.environment,
+            "gangs": self._gangs,
             "home": self._home,
             "state": "DRAINING" if self._closing.is_set() else "READY",
         }
@@ -392,6 +411,7 @@ class Node:
             time.sleep(SWEEP_AGAIN_S)
             try:
                 self._adoption.sweep(lambda: {(r.claimed.id, r.claimed.token) for r in list(self.runs.values())})
+                self._adoption.sweep_networks()
             except BatchyardError as error:
                 log.warning("sweep: %s", error)
                 self._litter.set()
@@ -408,6 +428,24 @@ class Node:
             except Exception:
                 log.exception("tried again in a moment")
             time.sleep(0.5)
+
+
+def _job(document: Document, claimed: Claimed) -> Job:
+    """What this node is to run. Raises InvalidJob."""
+    job = Job.parse(document.job)
+    if claimed.member is not None:
+        return gang.member(job, claimed.member.index)
+    return job if claimed.index is None else job.child(claimed.index)
+
+
+def _told(claimed: Claimed) -> list[tuple[Told, str]]:
+    """What was to be told of it before this node had it."""
+    if claimed.cancel:
+        return [("cancel", claimed.cancel)]
+    member = claimed.member
+    if member is None:
+        return []
+    return [("halt", member.halt)] if member.halt else [("go", member.go)] if member.go is not None else []
 
 
 def _gpus_of(container: Listed | None) -> list[str] | None:

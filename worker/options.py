@@ -26,6 +26,9 @@ class NodeOptions:
 
     grace_s: what running jobs get at a drain. stop_grace_s: from SIGTERM to SIGKILL. partition_grace_s: how long jobs
     go on without Redis. most_jobs: at once.
+
+    gang_network: how the containers of one gang reach each other: `bridge`, `host`, or the name of a network of the
+    engine; address: where this machine is reached by other nodes.
     """
 
     name: str
@@ -52,6 +55,8 @@ class NodeOptions:
     fetch_gib: float = 100.0
     url_hosts: tuple[str, ...] = ()
     new_store: bool = False
+    gang_network: str = "bridge"
+    address: str = "127.0.0.1"
 
     @property
     def files(self) -> Path:

@@ -26,6 +26,7 @@ class Stop(Enum):
     TIMEOUT = "timeout"
     DRAIN = "drain"
     LOST = "lost"
+    HALT = "halt"  # a member of a gang that is over, or goes back
 
 
 class Fate(Enum):
@@ -92,6 +93,8 @@ def decide(
         return Outcome(fate=Fate.REVOKED, reason=why, exit_code=code, status_reason=why)
     if stop is Stop.TIMEOUT:
         return Outcome(fate=Fate.FAILED, reason=TIMED_OUT, exit_code=code, status_reason=TIMED_OUT)
+    if stop is Stop.HALT:
+        return Outcome(fate=Fate.RETURN, reason=why, exit_code=code, counted=False)
     if stop is Stop.DRAIN:
         return Outcome(fate=Fate.RETURN, reason="the node drained", exit_code=code, counted=False)
     if exit is not None and exit.code == 0 and error is None:

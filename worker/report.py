@@ -26,8 +26,9 @@ log = logging.getLogger(__name__)
 class TaskView:
     """One attempt, as far as Celery's worker wants to know: it quacks like `celery.worker.request.Request`.
 
-    Arguments are shown as image and command; environment and inputs are not shown. silent: a child of an array is on
-    this node's own lists, and monitors, to which its array is the task, hear nothing of it.
+    Arguments are shown as image and command; environment and inputs are not shown. silent: a child of an array, or a
+    gang's member that is not its main one, is on this node's own lists, and monitors, to which the whole is the task,
+    hear nothing of it.
     """
 
     eventer = None

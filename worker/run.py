@@ -12,6 +12,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from batchyard.broker import ending, message
@@ -22,8 +23,9 @@ from batchyard.broker.message import Document
 from batchyard.broker.record import Attempt, Claimed
 from batchyard.broker.recorder import Effect
 from batchyard.broker.state import State
+from batchyard.broker.store import Told
 
-from .attempt import Execution, Finished
+from .attempt import STOPS, Execution, Finished
 from .ledger import Allocation
 from .outcome import Fate, Outcome, Stop
 from .report import TaskView
@@ -48,13 +50,14 @@ class Run:
         self.claimed, self.job, self.allocation = claimed, job, allocation
         self._tools, self._document = tools, document
         self.execution = Execution(tools, claimed, job, allocation, container, self._started)
-        self._child = claimed.index is not None
+        # Celery's task, whose result is a job's: the one member that is main, and no child of an array
+        self._leads = claimed.index is None and (claimed.member is None or claimed.member.is_main)
         self.view = TaskView(
-            claimed.id,
+            claimed.job_id if self._leads else claimed.id,
             document,
             job,
             tools.hostname,
-            silent=self._child,
+            silent=not self._leads,
             stop=lambda: self.stop(Stop.CANCEL, "terminated"),
             drain=lambda: self.stop(Stop.DRAIN),
         )
@@ -64,6 +67,15 @@ class Run:
     def stop(self, stop: Stop, why: str = "", *, grace_s: float | None = None, first_signal: str = "SIGTERM") -> None:
         """SIGTERM now, SIGKILL after the grace; what does not run yet will not be started."""
         self.execution.stop(stop, why, grace_s=grace_s, first_signal=first_signal)
+
+    def hear(self, what: Told, text: str) -> None:
+        """What a heartbeat, or a claim, was told of this job."""
+        if what == "go":
+            self.execution.go(text)
+        elif what == "lost":
+            self.stop(Stop.LOST, grace_s=1)
+        elif self.execution.stopped is None:
+            self.stop(STOPS[what], text)
 
     def execute(self) -> None:
         """Never raises. Returns when the job is settled, given back, or not ours any more."""
@@ -77,7 +89,7 @@ class Run:
             self._tools.reporter.forgotten(self.view)
         finally:
             self.over.set()
-            self._tools.live.end(self.claimed.id)
+            self._tools.live.end(self.claimed.job_id if self._leads else self.claimed.id)
 
     def clean(self) -> bool:
         """Removes container and files. False: the engine did not remove it now, the node's sweep has to."""
@@ -87,19 +99,32 @@ class Run:
         except BatchyardError as error:
             log.warning("job %s: its container stays for the sweep: %s", self.claimed.id, error)
             return False
+        self.execution.leave_network()
         return True
 
     # -- RUNNING
     def _started(self, at: float) -> None:
         """The container runs. A Redis that is away is told at the end."""
-        tools = self._tools
-        tools.reporter.started(self.view, at)
-        celery = "" if self._child else tools.followups.started(self._document.message, tools.options.name)
+        self._tools.reporter.started(self.view, at)
+        address = self.execution.address()
         try:
-            if not tools.yard.start(self.claimed, started_s=at, celery=celery, expires_s=tools.config.result_expires_s):
-                self.stop(Stop.LOST)
+            self._tell_start(at, address)
         except BrokerUnavailable as error:
             log.warning("job %s: %s", self.claimed.id, error)
+            if self.claimed.member is not None and self._leads:  # the others wait for it
+                threading.Thread(target=self._insist_on_start, args=(at, address), daemon=True).start()
+
+    def _tell_start(self, at: float, address: str) -> None:
+        tools = self._tools
+        celery = tools.followups.started(self._document.message, tools.options.name) if self._leads else ""
+        expires_s = tools.config.result_expires_s
+        if not tools.yard.start(self.claimed, started_s=at, celery=celery, expires_s=expires_s, address=address):
+            self.stop(Stop.LOST)
+
+    def _insist_on_start(self, at: float, address: str) -> None:
+        while not self.over.wait(0.5) and not self.settling:
+            with suppress(BrokerUnavailable):
+                return self._tell_start(at, address)
 
     # -- settle
     def _settle(self, end: Finished) -> None:
@@ -152,14 +177,15 @@ class Run:
 
     def _effects(self, end: Finished, outcome: Outcome, result: dict[str, object]) -> tuple[list[Effect], Outcome]:
         followups, message = self._tools.followups, self._document.message
-        if self._child:  # what follows, follows its array
+        if not self._leads:
             return [], outcome
         try:
             if outcome.fate is Fate.SUCCEEDED:
                 return followups.succeeded(message, result), outcome
             if outcome.fate is Fate.REVOKED:
                 return followups.revoked(message, outcome.reason), outcome
-            error = ending.failure(self.claimed.id, outcome.reason, exit_code=outcome.exit_code, log_tail=end.log_tail)
+            job_id = self.claimed.job_id
+            error = ending.failure(job_id, outcome.reason, exit_code=outcome.exit_code, log_tail=end.log_tail)
             return followups.failed(message, error), outcome
         except CannotFollow as error:
             reason = str(error) if outcome.fate is Fate.SUCCEEDED else f"{outcome.reason}; {error}"
@@ -174,7 +200,7 @@ class Run:
     def _result(self, end: Finished) -> dict[str, object]:
         outputs = {name: blob.as_json() for name, blob in end.outputs.items()}
         return {
-            "job_id": self.claimed.id,
+            "job_id": self.claimed.job_id,
             "exit_code": end.outcome.exit_code,
             "outputs": outputs,
             "log": end.log.digest if end.log else None,
@@ -225,7 +251,7 @@ def unreadable(tools: Tools, claimed: Claimed, why: str) -> None:
     log.error("job %s: %s", claimed.id, reason)
     effects: list[Effect] = []
     if claimed.index is None:
-        effects = tools.followups.failed(message.bare(claimed.id), ending.failure(claimed.id, reason))
+        effects = tools.followups.failed(message.bare(claimed.job_id), ending.failure(claimed.job_id, reason))
     attempt = Attempt(node=tools.options.name, started=None, ended=now, exit_code=None, reason=reason)
     fields = {"reason": reason, "node": tools.options.name, "ended": _ms(now)}
     tools.yard.settle(claimed, State.FAILED, attempt, fields, effects, retention_s=tools.config.retention_s)

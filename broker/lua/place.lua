@@ -6,27 +6,34 @@
 local LOOKS = 16                               -- gangs looked at in one call
 local AT_ONCE_MEMBERS = 128                    -- members placed in one call, but for a gang that has more
 
-local ABOUT = {'vcpus', 'memory_mib', 'gpus', 'disk_gib', 'b:mc', 'b:mem', 'b:gpu', 'b:disk', 'state', 'queues',
-  'gangs', 'most_jobs', 'placed'}
+local FIRST_NODES = 64                         -- nodes looked at for the first gang; doubled while they do not suffice
 
-local function one_node(name)
+local ABOUT = {'vcpus', 'memory_mib', 'gpus', 'disk_gib', 'b:mc', 'b:mem', 'b:gpu', 'b:disk', 'queues', 'gangs',
+  'most_jobs', 'placed'}
+
+local function one_node(name, least_mc)
+  local q = redis.call('HMGET', K.node(name), 'state', 'vcpus', 'b:mc')
+  if q[1] ~= 'READY' or not q[2] or tonumber(q[2]) * 1000 + 1e-6 < least_mc + (tonumber(q[3]) or 0) then return nil end
   local h = redis.call('HMGET', K.node(name), unpack(ABOUT))
-  if h[9] ~= 'READY' or not h[1] then return nil end
   local total = {math.floor(tonumber(h[1]) * 1000 + 1e-6), tonumber(h[2]) or 0, tonumber(h[3]) or 0,
     math.floor((tonumber(h[4]) or 0) * 1024)}
   local free = {}
   for k = 1, 4 do free[k] = total[k] - (tonumber(h[4 + k]) or 0) end
-  return {name = name, total = total, free = free, queues = ',' .. (h[10] or '') .. ',', domain = h[11] or '',
-    most = tonumber(h[12]), placed = h[13]}
+  return {name = name, total = total, free = free, queues = ',' .. (h[9] or '') .. ',', domain = h[10] or '',
+    most = tonumber(h[11]), placed = h[12]}
 end
 
--- Nodes that have beaten lately and take jobs, as they are now.
-local function alive(lease)
-  local found = {}
-  for _, name in ipairs(redis.call('ZRANGEBYSCORE', K.nodes, num(now() - lease / 2), '+inf')) do
-    found[#found + 1] = one_node(name)
+-- Nodes that have beaten lately and take jobs, as they are now; more of them at each call of `more`, until it is false.
+local function alive(lease, least_mc)
+  local seen = {names = redis.call('ZRANGEBYSCORE', K.nodes, num(now() - lease / 2), '+inf'), at = 0}
+  function seen.more()
+    local upto = math.min(#seen.names, math.max(FIRST_NODES, 2 * seen.at))
+    if seen.at == upto then return false end
+    for n = seen.at + 1, upto do seen[#seen + 1] = one_node(seen.names[n], least_mc) end
+    seen.at = upto
+    return true
   end
-  return found
+  return seen
 end
 
 local function serves(node, queue)
@@ -117,46 +124,57 @@ local function give_out(gang, count, main, chosen, placement, lease)
   become(gang, 'STARTING', 'out', count, 'node', chosen[main].node.name)
 end
 
-local function try(gang, queue, nodes, placement, lease)
-  local h = redis.call('HMGET', K.job(gang), 'gang', 'main', 'members', 'expires')
-  if not h[1] then
-    gang_remove(queue, gang)                   -- the record is gone; so is the job
-    return nil
-  end
-  if h[4] and tonumber(h[4]) <= now() then
-    decide_end(gang, 'REVOKED', 'expired')
-    gang_remove(queue, gang)
-    return nil
-  end
-  for _, some in ipairs(domains(nodes, queue)) do
-    local chosen = #some >= tonumber(h[1]) and match(runs_of(h[3]), some)
-    if chosen then
-      give_out(gang, tonumber(h[1]), tonumber(h[2]), chosen, placement, lease)
-      gang_remove(queue, gang)
-      return tonumber(h[1])
+-- Gangs to be looked at now, most urgent first; those that are gone or too late are dealt with. -> gangs, least vCPU
+local function waiting(argv, first)
+  local found, least = {}, math.huge
+  for i = first, #argv do
+    local queue = argv[i]
+    for _, id in ipairs(redis.call('ZRANGE', K.gangs(queue), 0, LOOKS - #found - 1)) do
+      local h = redis.call('HMGET', K.job(id), 'gang', 'main', 'members', 'expires')
+      if not h[1] then
+        gang_remove(queue, id)                 -- the record is gone; so is the job
+      elseif h[4] and tonumber(h[4]) <= now() then
+        decide_end(id, 'REVOKED', 'expired')
+        gang_remove(queue, id)
+      else
+        local gang = {id = id, queue = queue, count = tonumber(h[1]), main = tonumber(h[2]), members = h[3]}
+        for _, run in ipairs(runs_of(gang.members)) do least = math.min(least, run.demand[1]) end
+        found[#found + 1] = gang
+      end
     end
+    if #found >= LOOKS then break end
   end
+  return found, least
+end
+
+-- -> a node for each member, or nil; looks at more nodes only when it has to
+local function find(gang, nodes)
+  repeat
+    for _, some in ipairs(domains(nodes, gang.queue)) do
+      local chosen = #some >= gang.count and match(runs_of(gang.members), some)
+      if chosen then return chosen end
+    end
+  until not nodes.more()
 end
 
 register('place', function(_, argv)
   local placement, lease = argv[1], tonumber(argv[2])
-  local out, nodes, looked, members = {0}, nil, 0, 0
+  local out, members = {0}, 0
   if redis.call('EXISTS', K.gang_queues) == 0 then return out end
-  for i = 3, #argv do
-    for _, gang in ipairs(redis.call('ZRANGE', K.gangs(argv[i]), 0, LOOKS - looked - 1)) do
-      if looked == LOOKS or members >= AT_ONCE_MEMBERS then
-        out[1] = members > 0 and 1 or 0
-        break
-      end
-      nodes = nodes or alive(lease)
-      looked = looked + 1
-      local count = try(gang, argv[i], nodes, placement, lease)
-      if count then
-        out[#out + 1] = gang
-        members = members + count
-      end
+  local gangs, least = waiting(argv, 3)
+  local nodes = #gangs > 0 and alive(lease, least)
+  for _, gang in ipairs(gangs) do
+    if members >= AT_ONCE_MEMBERS then
+      out[1] = 1
+      break
     end
-    if looked == LOOKS then break end
+    local chosen = find(gang, nodes)
+    if chosen then
+      give_out(gang.id, gang.count, gang.main, chosen, placement, lease)
+      gang_remove(gang.queue, gang.id)
+      out[#out + 1] = gang.id
+      members = members + gang.count
+    end
   end
   if members > 0 then redis.call('PUBLISH', K.wake, 'placed') end
   return out

@@ -237,3 +237,37 @@ def test_close_lets_every_wait_return(engine: Engine, make: Make, tmp_path: Path
     if isinstance(engine, FakeEngine):
         assert failed.wait(30)
     engine.close()
+
+
+# -- networks
+
+
+def test_containers_of_a_network_reach_each_other_by_address(engine: Engine, make: Make, label: dict[str, str]) -> None:
+    name = f"batchyard-test-{uuid4().hex[:12]}"
+    engine.create_network(name, label, internal=True)
+    try:
+        engine.create_network(name, label, internal=True)  # once more: nothing happens
+        assert [one.name for one in engine.list_networks(label)] == [name]
+        container = launch(engine, make("sleep", "60", network=name), say=print)
+        assert engine.address(container, name).count(".") == 3
+        assert engine.address(container, "bridge") == ""
+        assert not engine.remove_network(name), "somebody is in it"
+        engine.kill(container)
+        engine.wait(container)
+        assert engine.address(container, name) == ""
+        engine.remove(container)
+        with pytest.raises(NotFound):
+            engine.address(container, name)
+    finally:
+        assert engine.remove_network(name)
+    assert engine.remove_network(name), "gone already"
+    assert engine.list_networks(label) == ()
+
+
+def test_a_container_of_a_network_that_is_not_there_is_refused(engine: Engine, make: Make) -> None:
+    with pytest.raises((StartError, ImageError)):
+        launch(engine, make("true", network="batchyard-test-none"), say=print)
+
+
+def test_an_engine_is_known_again(engine: Engine) -> None:
+    assert engine.identity() == engine.identity() != ""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import redis
@@ -21,7 +23,7 @@ def sim(yard: Yard) -> SimYard:
     return SimYard.of(yard, 4, 4, 4, 4)
 
 
-def running(sim: SimYard, count: int = 3, **fields: object) -> str:
+def running(sim: SimYard, count: int = 3, **fields: Any) -> str:
     """A gang all of whose members run."""
     job_id = sim.submit(nodes=count, **fields)
     assert sim.place() == [job_id]
@@ -364,7 +366,7 @@ def test_two_gangs_of_three_on_four_nodes_never_hold_each_other_up(sim: SimYard)
         ids = [sim.submit(nodes=3, vcpus=vcpus) for _ in range(2)]
         left = set(ids)
         for _ in range(20):
-            acts = [sim.place, *(node.claim for node in sim.nodes), *(node.claim for node in sim.nodes)]
+            acts: list[Callable[[], object]] = [sim.place, *(node.claim for node in sim.nodes * 2)]
             rnd.shuffle(acts)
             for act in acts:
                 act()

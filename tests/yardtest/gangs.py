@@ -85,7 +85,7 @@ class SimNode:
     def die(self) -> None:
         """Its leases lapse while the reaper looks on; it does not beat any more."""
         self.yard.tick(["cpu"], lease_s=LEASE_S)
-        held: set[bytes] = self.yard.redis.smembers(keys.node_jobs(self.name))
+        held: set[Any] = self.yard.redis.smembers(keys.node_jobs(self.name))
         self.yard.redis.zrem(keys.NODES, self.name)
         if held:
             self.yard.redis.zadd(keys.LEASES, dict.fromkeys(held, 1), xx=True)
@@ -94,7 +94,7 @@ class SimNode:
 
     def booked(self) -> dict[str, int]:
         """What Redis says that it has given away."""
-        fields: dict[bytes, bytes] = self.yard.redis.hgetall(keys.node(self.name))
+        fields: dict[Any, Any] = self.yard.redis.hgetall(keys.node(self.name))
         return {k.decode()[2:]: int(v) for k, v in fields.items() if k.startswith(b"b:")}
 
 
@@ -165,8 +165,11 @@ class SimYard:
         return [
             node.name
             for node in self.nodes
-            if any(i.startswith(f"{job_id}#".encode()) for i in self.yard.redis.smembers(keys.node_jobs(node.name)))
+            if any(job.startswith(f"{job_id}#".encode()) for job in self._jobs(node.name))
         ]
+
+    def _jobs(self, name: str) -> set[Any]:
+        return set(self.yard.redis.smembers(keys.node_jobs(name)))
 
     def member(self, job_id: str, index: int) -> Record:
         return self.yard.record(f"{job_id}#{index}")

@@ -225,6 +225,8 @@ class TestYard:
             memory.remove_folder(state)
         for container in self.containers():
             subprocess.run(["docker", "rm", "-f", "-v", container], capture_output=True, check=False)
+        for network in self.networks():
+            subprocess.run(["docker", "network", "rm", network], capture_output=True, check=False)
 
     # -- jobs
     def signature(self, *command: str, queue: str = "cpu", **job: Any) -> Signature:
@@ -309,6 +311,11 @@ class TestYard:
         """Ids of this yard's containers, running or not; a living node parks some without a job."""
         asked = ["docker", "ps", "-aq", "--no-trunc", "--filter", f"label=batchyard.yard={self.id}"]
         asked += ["--filter", "label=batchyard.job"] if jobs_only else []
+        return subprocess.run(asked, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+
+    def networks(self) -> list[str]:
+        """Ids of the networks of this yard's gangs."""
+        asked = ["docker", "network", "ls", "-q", "--filter", f"label=batchyard.yard={self.id}"]
         return subprocess.run(asked, capture_output=True, text=True, check=True, timeout=60).stdout.split()
 
     def leftovers(self) -> dict[str, object]:

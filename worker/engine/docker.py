@@ -32,6 +32,7 @@ from batchyard.broker.errors import (
     StartError,
 )
 
+from .docker_networks import DockerNetworks
 from .logs import FileLog, FollowLog, LogSource
 from .protocol import ContainerSpec, Exit, InitMissing, Listed
 
@@ -56,7 +57,7 @@ _GONE = (OSError, urllib3.exceptions.HTTPError, ValueError)
 """What docker-py lets through when the engine goes away before, during or in the middle of an answer."""
 
 
-class DockerEngine:
+class DockerEngine(DockerNetworks):
     """`base_url` None takes DOCKER_HOST and its TLS variables, then the local socket. Connects at the first call."""
 
     def __init__(self, base_url: str | None = None) -> None:
@@ -110,7 +111,7 @@ class DockerEngine:
                 return str(api.create_container_from_config(config, name=spec.name)["Id"])
             except APIError as error:
                 reason = _reason(error)
-                if error.status_code == 404:
+                if error.status_code == 404 and not reason.startswith("network "):
                     raise ImageError(f'image "{spec.image}" is not on this node: {reason}') from None
                 raise _refusal(f'a container of image "{spec.image}" cannot be created', reason) from None
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from batchyard.broker.errors import EngineUnavailable, ImageError, NotFound, Permanent, StartError
 
 from .logs import FileLog, LogSource
+from .networks import Network
 from .protocol import ContainerSpec, Exit, Listed
 
 SIGNALS = {"SIGTERM": 15, "SIGKILL": 9, "SIGINT": 2, "SIGQUIT": 3, "SIGHUP": 1, "SIGUSR1": 10}
@@ -105,6 +106,7 @@ class FakeEngine:
         self._root, self._clock = root, clock
         self._changed = threading.Condition(threading.RLock())
         self._containers: dict[str, _Container] = {}
+        self._networks: dict[str, Network] = {}
         self._away = self._closed = False
         self._count = 0
         self._programs: dict[str, Program] = {
@@ -166,6 +168,8 @@ class FakeEngine:
         self._call("create")
         if spec.image not in self.images:
             raise ImageError(f'image "{spec.image}" is not on this node')
+        if not self._known(spec.network):
+            raise StartError(f"a container of image {spec.image!r} cannot be created: no network {spec.network}")
         missing = [bind.source for bind in spec.binds if not Path(bind.source).exists()]
         if missing:
             raise StartError(f"a container of image {spec.image!r} cannot be created: no {missing[0]} to bind")
@@ -268,6 +272,39 @@ class FakeEngine:
                 for container_id, one in self._containers.items()
                 if labels.items() <= dict(one.spec.labels).items()
             )
+
+    def identity(self) -> str:
+        self._call("identity")
+        return f"fake:{self._root}"
+
+    def create_network(self, name: str, labels: Mapping[str, str], *, internal: bool) -> None:
+        self._call("create_network")
+        with self._changed:
+            self._networks.setdefault(name, Network(name=name, labels=dict(labels)))
+
+    def remove_network(self, name: str) -> bool:
+        self._call("remove_network")
+        with self._changed:
+            alive = [one for one in self._containers.values() if one.running is not None and one.exit is None]
+            if any(one.spec.network == name for one in alive):
+                return False
+            self._networks.pop(name, None)
+            return True
+
+    def list_networks(self, labels: Mapping[str, str]) -> Sequence[Network]:
+        self._call("list_networks")
+        return tuple(one for one in self._networks.values() if labels.items() <= one.labels.items())
+
+    def address(self, container_id: str, network: str) -> str:
+        self._call("address")
+        with self._changed:
+            one = self._get(container_id)
+            if one.spec.network != network or one.running is None or one.exit is not None:
+                return ""
+            return f"10.0.0.{1 + list(self._containers).index(container_id) % 250}"
+
+    def _known(self, network: str) -> bool:
+        return network in {"none", "bridge", "host"} or network.startswith("container:") or network in self._networks
 
     def log_source(self, container_id: str) -> LogSource:
         return FileLog(self._root / f"{container_id}-json.log")

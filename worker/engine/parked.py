@@ -18,6 +18,7 @@ from batchyard.broker.errors import BatchyardError, ImageError, NotFound, StartE
 
 from . import pause
 from .logs import LogSource
+from .networks import Network
 from .protocol import ContainerSpec, CreateAgain, Engine, Exit, Listed
 
 log = logging.getLogger(__name__)
@@ -181,3 +182,18 @@ class ParkedNetworks:
 
     def log_source(self, container_id: str) -> LogSource:
         return self._engine.log_source(container_id)
+
+    def identity(self) -> str:
+        return self._engine.identity()
+
+    def create_network(self, name: str, labels: Mapping[str, str], *, internal: bool) -> None:
+        self._engine.create_network(name, labels, internal=internal)
+
+    def remove_network(self, name: str) -> bool:
+        return self._engine.remove_network(name)
+
+    def list_networks(self, labels: Mapping[str, str]) -> Sequence[Network]:
+        return self._engine.list_networks(labels)
+
+    def address(self, container_id: str, network: str) -> str:
+        return self._engine.address(container_id, network)

@@ -21,6 +21,7 @@ from typing import Protocol
 from batchyard.broker.errors import StartError
 
 from .logs import LogSource
+from .networks import Networks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,10 +37,10 @@ class Bind:
 class ContainerSpec:
     """All that an engine has to know to create a container.
 
-    `vcpus` and `memory_mib` are hard limits, and swap is off. `network` is `none`, `bridge`, `host`, or
-    `container:ID` to join the network of another container. `command` and `entrypoint` of None, `user` and
-    `working_dir` of None mean the image's own. `tmpfs` maps a path to mount options. `gpus` are device ids of
-    the driver (UUIDs), `devices` are device nodes of the host.
+    `vcpus` and `memory_mib` are hard limits, and swap is off. `network` is `none`, `bridge`, `host`,
+    `container:ID` to join the network of another container, or the name of one. `command` and `entrypoint` of None,
+    `user` and `working_dir` of None mean the image's own. `tmpfs` maps a path to mount options. `gpus` are device ids
+    of the driver (UUIDs), `devices` are device nodes of the host.
     """
 
     image: str
@@ -99,7 +100,7 @@ class InitMissing(CreateAgain):
     """The engine has no init binary. It creates containers without one from now on: create this one again."""
 
 
-class Engine(Protocol):
+class Engine(Networks, Protocol):
     """Runs containers. Every method may be called from any thread, and all but `wait` and `pull` answer within 60 s.
 
     Every method raises `EngineUnavailable` when the engine does not answer, but `wait`, which goes on waiting.
