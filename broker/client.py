@@ -26,7 +26,7 @@ from .endpoints import Endpoints, default_state
 from .errors import BlobMissing, BrokerUnavailable, InvalidConfig, InvalidJob, NotFound
 from .facts import gather
 from .functions import words
-from .job import DIGEST, Job
+from .job import DIGEST, Job, check_sources, of_step_before
 from .joblog import JobLog
 from .message import TASK
 from .record import Record, from_hash
@@ -171,8 +171,10 @@ class Client:
         config = self.yard.config()
         if queue not in config.queues:
             raise NotFound(f'queue "{queue}" is not known; choose of {", ".join(config.by_priority())}')
-        if any(spec.from_ is not None for spec in job.inputs.values()):
-            raise InvalidJob("inputs", "from", "needs a previous step; send a Celery chain, or name a digest")
+        check_sources(job)
+        if any(of_step_before(spec) for spec in job.inputs.values()):
+            rule = 'needs a previous step; send a Celery chain, name a digest, or a "job" of which it is an output'
+            raise InvalidJob("inputs", "from", rule)
         if reason := config.refusal(queue, job):
             raise InvalidJob("", job.image, reason)
         check_known(self.yard, config.by_priority(), [on.job_id for on in job.depends_on], self._sent)
@@ -202,11 +204,7 @@ class Client:
         found: dict[str, Record] = {}
         for at in range(0, len(ids), 1000):
             some = ids[at : at + 1000]
-            pipe = self.yard.redis.pipeline(transaction=False)
-            for job_id in some:
-                pipe.hgetall(keys.job(job_id))
-            hashes = self.yard.guard(pipe.execute)
-            found |= {i: from_hash(i, h) for i, h in zip(some, hashes, strict=True) if h}
+            found |= {i: from_hash(i, *h) for i, h in self.yard.hashes(some).items()}
         return found
 
     def wait(

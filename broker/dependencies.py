@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from .arrays import parent_of
 from .errors import InvalidJob
 from .fields import OrText
 
@@ -23,10 +24,13 @@ JobId = Annotated[str, Field(pattern=r"^[^\s\x00|]+$", max_length=255)]
 class Dependency(OrText):
     """A job that must have ended before this one starts. A string stands for `{"job_id": …}`.
 
+    Without a type, the whole of an array must have ended. type, of an array: SEQUENTIAL, without a job_id: child i
+    waits for child i - 1; N_TO_N: child i waits for child i of that array, which has the same size.
     on_failure: what its failure does. FAIL: this job fails at once; CONTINUE: any end counts.
     """
 
-    job_id: JobId
+    job_id: JobId = ""
+    type: Literal["SEQUENTIAL", "N_TO_N"] | None = None
     on_failure: Literal["FAIL", "CONTINUE"] = "FAIL"
 
     @model_validator(mode="before")
@@ -34,15 +38,32 @@ class Dependency(OrText):
     def _short_form(cls, value: Any) -> Any:
         return {"job_id": value} if isinstance(value, str) else value
 
+    @model_validator(mode="after")
+    def _whose(self) -> Self:
+        if self.type == "SEQUENTIAL" and self.job_id:
+            raise ValueError("SEQUENTIAL is among the children of the job itself; leave out job_id, or say N_TO_N")
+        if self.type != "SEQUENTIAL" and not self.job_id:
+            raise ValueError('job_id is missing; only {"type": "SEQUENTIAL"} goes without')
+        return self
+
     @model_serializer(mode="wrap")
     def _short_again(self, dump: SerializerFunctionWrapHandler) -> Any:
-        return self.job_id if self.on_failure == "FAIL" else dump(self)
+        if self.type is None and self.on_failure == "FAIL":
+            return self.job_id
+        return {name: value for name, value in dump(self).items() if value}
+
+    def told(self) -> list[str | int]:
+        """As the Redis functions read it."""
+        return [self.job_id, int(self.on_failure == "CONTINUE"), *([self.type] if self.type else [])]
 
 
-def repeated(depends_on: Sequence[Dependency]) -> str | None:
-    """The first id that is there twice."""
+def check(depends_on: Sequence[Dependency], array_size: int | None) -> None:
+    """Raises InvalidJob: one is there twice, or is of the children of an array, and the job is none."""
     ids = [one.job_id for one in depends_on]
-    return next((job_id for n, job_id in enumerate(ids) if job_id in ids[:n]), None)
+    if twice := next((n for n, job_id in enumerate(ids) if job_id in ids[:n]), None):
+        raise InvalidJob("depends_on", ids[twice] or "SEQUENTIAL", "is there twice; keep one")
+    if array_size is None and (of_array := next((one.type for one in depends_on if one.type), None)):
+        raise InvalidJob("depends_on", of_array, "is for the children of an array; say array_size")
 
 
 def check_known(yard: Yard, queues: Sequence[str], ids: Sequence[str], sent: Collection[str]) -> None:
@@ -51,7 +72,8 @@ def check_known(yard: Yard, queues: Sequence[str], ids: Sequence[str], sent: Col
     Returns also when messages wait to be taken in for so long that nobody can tell: intake decides then.
     """
     end_s = time.monotonic() + _TAKEN_IN_S
-    unknown = [job_id for job_id in ids if job_id not in sent]
+    whole = dict.fromkeys(parent_of(job_id) or job_id for job_id in ids if job_id)
+    unknown = [job_id for job_id in whole if job_id not in sent]
     while unknown:
         listed = any(depth.lists for depth in yard.depth(queues).values())  # asked first: a move into a record is one
         unknown = [job_id for job_id in unknown if not yard.exists(job_id)]

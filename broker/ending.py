@@ -1,10 +1,11 @@
-"""The outbox emptied: jobs that end outside a node, dependants of ended jobs, the bodies of completed chords.
+"""The outbox emptied: jobs that end outside a node, dependants of ended jobs, arrays, the bodies of completed chords.
 
 Any number of processes may do it.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from typing import Any
@@ -22,6 +23,8 @@ from .store import Yard
 log = logging.getLogger(__name__)
 TRY_AGAIN_S = 60.0
 RELEASES = 16  # calls for one job's dependants, 64 a call, before others' turn comes
+CHUNKS = 16  # calls for arrays, some 2 ms each, before others' turn comes; each array gets one
+ENDS = 64  # children in a call
 
 
 class Outbox:
@@ -31,6 +34,7 @@ class Outbox:
         self._yard, self._followups, self._retention_s = yard, followups, retention_s
         self._cursor = 0
         self._later: dict[str, float] = {}
+        self._arrays = 0
 
     def run(self) -> int:
         """Delivers a bounded number of entries. Returns how many this call delivered."""
@@ -38,6 +42,7 @@ class Outbox:
         self._cursor, entries = self._yard.outbox(self._cursor)
         if self._cursor == 0:
             self._later = {field: at for field, at in self._later.items() if at > now}
+        self._arrays = sum(field.startswith("array:") for field in entries)
         for field, entry in entries.items():
             if field in self._later:
                 continue
@@ -58,27 +63,50 @@ class Outbox:
                 if self._yard.release(entry["id"]) == 0:
                     break
             return True
+        if field.startswith("array:"):
+            return self._array(entry["id"])
+        if field == "children":
+            for _ in range(CHUNKS):
+                if not self._yard.end_children(ENDS):
+                    break
+            return True
         return self._body(field, entry)
+
+    def _array(self, job_id: str) -> bool:
+        try:
+            for _ in range(max(1, CHUNKS // max(1, self._arrays))):
+                if not self._yard.array(job_id):
+                    break
+        except BrokerUnavailable:  # no memory for new children, maybe: what ends must end all the same
+            self._yard.array(job_id, spawn=False)
+            return False
+        return True
 
     def _body(self, field: str, entry: dict[str, Any]) -> bool:
         effects = self._followups.body(entry, self._member)
         return self._yard.deliver(field, effects)
 
     def _end(self, entry: dict[str, Any]) -> bool:
-        job_id, reason = entry["id"], entry["reason"]
-        fields = {"reason": reason, "ended": str(int(time.time() * 1000))}
+        job_id, reason, now_ms = entry["id"], entry["reason"], int(time.time() * 1000)
+        fields, state = {"reason": reason, "ended": str(now_ms)}, State.FAILED
         try:
-            effects = self._effects(job_id, entry["state"], reason)
+            if entry["state"] == states.SUCCESS:
+                result = self._yard.array_result(job_id, now_ms / 1000)
+                effects = self._followups.succeeded(self._message(job_id), result)
+                fields["result"], state = json.dumps(result), State.SUCCEEDED
+            else:
+                effects = self._effects(job_id, entry["state"], reason)
         except CannotFollow as error:
-            effects, fields["reason"] = error.effects, f"{reason}; {error}"
+            effects, fields["reason"] = error.effects, "; ".join(filter(None, (reason, str(error))))
         except NotFound:
             effects = []  # the record has expired with all that hung on it
         except BrokerUnavailable:
             raise
         except Exception as error:  # its message is such that not even its own end can be told: it ends all the same
             log.exception("job %s: what follows it cannot be told", job_id)
-            effects, fields["reason"] = [], f"{reason}; what follows the job cannot be told: {error}"
-        return self._yard.finish(job_id, State.FAILED, fields, effects, retention_s=self._retention_s)
+            told = f"what follows the job cannot be told: {error}"
+            effects, fields["reason"] = [], "; ".join(filter(None, (reason, told)))
+        return self._yard.finish(job_id, state, fields, effects, retention_s=self._retention_s)
 
     def _message(self, job_id: str) -> Message:
         try:

@@ -24,12 +24,12 @@ _MOST_LETTERS = 500
 def gather(client: Client, job_id: str) -> Facts:
     """All that is known of a job now. Raises BrokerUnavailable, NotFound (no yard)."""
     yard = client.yard
-    raw: dict[bytes, bytes] = yard.guard(lambda: yard.redis.hgetall(keys.job(job_id)))
+    raw, of_parent = yard.hashes([job_id]).get(job_id, ({}, {}))
     config, now_s = yard.config(), yard.now_s()
     alive = bool(yard.guard(lambda: yard.redis.exists(keys.CONTROLLER, keys.STAND_IN)))
     if not raw:
         return Facts(job_id=job_id, now_s=now_s, record=None, controller=alive, **_of_unknown(client, job_id, config))
-    record = from_hash(job_id, raw)
+    record = from_hash(job_id, raw, of_parent)
     told = {name: raw.get(name.encode(), b"").decode("utf-8", "replace") for name in _TOLD}
     left = [on.job_id for on in record.depends_on if on.left]
     place = yard.position(job_id) if record.state is State.RUNNABLE else None

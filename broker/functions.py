@@ -15,7 +15,7 @@ from . import keys
 from .errors import BrokerUnavailable, InvalidConfig
 
 LIBRARY = "batchyard"
-_SHARED = ("base", "index", "holding", "moves", "dependencies", "ends", "leases", "effects")
+_SHARED = ("base", "arrays", "index", "holding", "moves", "dependencies", "ends", "leases", "effects")
 """Files of `lua/shared/`; each may use those before it."""
 # Answers that mean "not now": out of memory, a disk that the AOF cannot be written to, a replica, still loading.
 # redis-py has classes for some, and takes the word off their text.

@@ -11,7 +11,7 @@ from .config import Config
 from .definitions import Find, Known, expand, refuse
 from .dependencies import Doorstep
 from .errors import BrokerUnavailable, IntegrityError, InvalidJob
-from .job import Job, resolve
+from .job import Job, check_sources, resolve
 from .message import Document, Message
 from .retry import loss_retries
 from .seal import KeyRing
@@ -72,8 +72,9 @@ def read(list_key: str, queue: str, raw: bytes, *, config: Config, ring: KeyRing
 
 def _clear(job: Job) -> dict[str, str]:
     """What everybody may see on the record."""
-    told = {"image": job.image, "name": job.name or ""}
-    return {**told, "definition": job.definition} if job.definition else told
+    told = {"image": job.image, "name": job.name or "", "definition": job.definition or ""}
+    told["array"] = str(job.array_size or "")
+    return {name: value for name, value in told.items() if value or name in {"image", "name"}}
 
 
 def _job(sent: Message, args: list[object], kwargs: dict[str, object], find: Find) -> Job:
@@ -85,7 +86,9 @@ def _job(sent: Message, args: list[object], kwargs: dict[str, object], find: Fin
         raise ValueError(f"{message.TASK} takes one positional argument, the previous result; give the job as job=…")
     if "job" not in kwargs:
         raise ValueError('argument "job" is missing: kwargs={"job": {"image": …, "command": […]}}')
-    return resolve(Job.parse(expand(kwargs["job"], find)), args[0] if args else kwargs.get("previous"))
+    job = Job.parse(expand(kwargs["job"], find))
+    check_sources(job)
+    return resolve(job, args[0] if args else kwargs.get("previous"))
 
 
 def _refused(
@@ -132,11 +135,11 @@ class Intake:
             return
         pipe = self._yard.redis.pipeline(transaction=False)
         for one in waiting:
-            pipe.exists(*(keys.job(on.job_id) for on in one.depends_on))
+            pipe.exists(*dict.fromkeys(keys.job(i) for i in one.awaited))
             pipe.exists(keys.job(one.id), keys.cancelled(one.id))  # it ended, or somebody else has taken it in
         answers = self._yard.guard(pipe.execute)
         known, ended = answers[::2], answers[1::2]
-        ready = [n == len(one.depends_on) or end > 0 for one, n, end in zip(waiting, known, ended, strict=True)]
+        ready = [n == len(one.awaited) or end > 0 for one, n, end in zip(waiting, known, ended, strict=True)]
         self._door.told(waiting, ready)
 
     def _queue(self, queue: str, config: Config) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeGuard
 
 from pydantic import (
     Field,
@@ -19,9 +19,9 @@ from pydantic import (
     model_validator,
 )
 
-from . import dependencies, rules
+from . import arrays, dependencies, rules
 from . import uri as uris
-from .dependencies import Dependency
+from .dependencies import Dependency, JobId
 from .errors import InvalidJob
 from .fields import Frozen, OrText, Text
 from .retry import INFRASTRUCTURE_RETRIES, LONGEST_BACKOFF_S, ExitRule, Strategy
@@ -51,6 +51,10 @@ class Member(Frozen):
 class Input(OrText):
     """Where an input comes from: exactly one of digest, uri, from, members.
 
+    `from` is an output of the step before, or with `job`, which must be in `depends_on`, one of that job: of an array a
+    directory `0/ 1/ …` by the index of its children, or with `index` one of them; of one on which this job depends
+    N_TO_N, that of the child with this one's index.
+
     A string stands for `{"digest": …}` or `{"uri": …}`. `uri` may carry a digest and a size that its bytes must have,
     and, with s3://, `credentials`: the name of a secret on the node, a file as the AWS CLI has them.
     `members` is what `{"from": name}` after a group becomes: a directory `0/ 1/ …` in group order.
@@ -62,6 +66,7 @@ class Input(OrText):
     uri: str | None = None
     credentials: SecretName | None = None
     from_: Annotated[OutputName | None, Field(alias="from")] = None
+    job: JobId | None = None
     index: Annotated[int, Field(ge=0)] | None = None
     members: tuple[Member, ...] | None = None
 
@@ -83,10 +88,13 @@ class Input(OrText):
         sources = [self.digest if self.uri is None else None, self.uri, self.from_, self.members]
         if sum(s is not None for s in sources) != 1:
             raise ValueError(
-                'give exactly one of "sha256:…", "s3://…", "https://…", "file://…" or {"from": "<output name>"}'
+                'give exactly one of "sha256:…", "s3://…", "https://…", "file://…", {"from": "<output name>"} or '
+                '{"job": "<job id>", "from": "<output name>"}'
             )
         if self.index is not None and self.from_ is None:
             raise ValueError('"index" goes with "from"')
+        if self.job is not None and self.from_ is None:
+            raise ValueError('"job" goes with "from", the name of its output')
         return self
 
 
@@ -145,6 +153,7 @@ class Job(Frozen):
     network: Literal["none", "bridge", "host"] | None = None
     user: Annotated[str, Field(pattern=r"^[0-9]+(:[0-9]+)?$")] | None = None
     priority: Annotated[int, Field(ge=0, le=9)] | None = None
+    array_size: Annotated[int, Field(ge=2, le=arrays.LARGEST)] | None = None
     tags: Annotated[
         dict[Annotated[str, Field(min_length=1, max_length=128)], Annotated[str, Field(max_length=256)]],
         Field(max_length=50),
@@ -169,8 +178,9 @@ class Job(Frozen):
             )
         if self.evaluate_on_exit and "attempts" not in self.model_fields_set:
             raise InvalidJob("evaluate_on_exit", "…", "needs attempts; say how often the job may run at most")
-        if twice := dependencies.repeated(self.depends_on):
-            raise InvalidJob("depends_on", twice, "is there twice; keep one")
+        dependencies.check(self.depends_on, self.array_size)
+        if self.array_size is not None:
+            _check_array(self.outputs)
         _check_mounts(self.inputs, self.outputs)
         return self
 
@@ -200,6 +210,14 @@ class Job(Frozen):
             backoff_s=self.backoff_s or 0,
             infrastructure_retries=self.infrastructure_retries,
         )
+
+    def child(self, index: int) -> Job:
+        """The job of one child of this array: what it writes elsewhere lies in a folder of its own."""
+        own = {
+            name: output if output.to is None else output.model_copy(update={"to": f"{output.to}{index}/"})
+            for name, output in self.outputs.items()
+        }
+        return self.model_copy(update={"outputs": own})
 
     @property
     def networking(self) -> Literal["none", "bridge", "host"]:
@@ -301,6 +319,13 @@ def _check_mounts(inputs: Mapping[str, Input], outputs: Mapping[str, Output]) ->
             raise InvalidJob(f"outputs.{name}.to", output.to, f"output {taken[output.to]} goes there too")
 
 
+def _check_array(outputs: Mapping[str, Output]) -> None:
+    for name, output in outputs.items():
+        if output.to is not None and not output.to.endswith("/"):
+            rule = "every child of the array would write it; end it with a / and each child's lies below, in <index>/"
+            raise InvalidJob(f"outputs.{name}.to", output.to, rule)
+
+
 def _container_path(field: str, path: str) -> PurePosixPath:
     clean = PurePosixPath(path)
     if not clean.is_absolute() or ".." in clean.parts or len(clean.parts) < 2 or "\0" in path or path.startswith("//"):
@@ -308,16 +333,29 @@ def _container_path(field: str, path: str) -> PurePosixPath:
     return clean
 
 
+def check_sources(job: Job) -> None:
+    """At the door, before `resolve`. Raises InvalidJob: an input is of a job that need not have ended."""
+    awaited = {on.job_id for on in job.depends_on}
+    for path, spec in job.inputs.items():
+        if spec.job is not None and spec.job not in awaited:
+            rule = "is not in depends_on; add it there, so that it has ended when this job starts"
+            raise InvalidJob(f"inputs.{path}.job", spec.job, rule)
+
+
+def of_step_before(spec: Input) -> bool:
+    """Whether the input is an output of the step before."""
+    return spec.from_ is not None and spec.job is None
+
+
 def resolve(job: Job, previous: object) -> Job:
     """The job with each `{"from": …}` replaced by what `previous`, the result of the step before, published.
 
-    previous: the result object of a job, a list of them after a group, or None. Raises InvalidJob.
+    previous: the result object of a job, a list of them after a group, or None. The outputs of an array, which may be
+    many, are looked up by the node: they become `{"job": …, "from": …}`. Raises InvalidJob.
     """
-    if not any(spec.from_ is not None for spec in job.inputs.values()):
+    if not any(of_step_before(spec) for spec in job.inputs.values()):
         return job
-    found = {
-        path: _found(path, spec, previous) if spec.from_ is not None else spec for path, spec in job.inputs.items()
-    }
+    found = {path: _found(path, spec, previous) if of_step_before(spec) else spec for path, spec in job.inputs.items()}
     return job.model_copy(update={"inputs": found})
 
 
@@ -328,17 +366,37 @@ def _found(path: str, spec: Input, previous: object) -> Input:
         raise InvalidJob(
             field, spec.from_, 'there is no previous result; use "from" in a chain, after a chord or in a link'
         )
+    if _is_array(previous):
+        return _of_array(field, spec, previous)
     if not isinstance(previous, list):
         if spec.index is not None:
             raise InvalidJob(field, spec.from_, '"index" needs the results of a group before it')
         member = _output(field, spec.from_, previous)
         return Input(digest=member.digest, size=member.size, kind=member.kind)
+    if spec.index is None and any(_is_array(one) for one in previous):
+        raise InvalidJob(field, spec.from_, 'there is an array job in the group before it; say "index" for one of them')
     if spec.index is None:
         return Input(members=tuple(_output(field, spec.from_, one) for one in previous))
     if spec.index >= len(previous):
         raise InvalidJob(field, spec.index, f"the group before it has {len(previous)} results")
+    if _is_array(previous[spec.index]):
+        return _of_array(field, spec.model_copy(update={"index": None}), previous[spec.index])
     member = _output(field, spec.from_, previous[spec.index])
     return Input(digest=member.digest, size=member.size, kind=member.kind)
+
+
+def _is_array(result: object) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(result, Mapping) and isinstance(result.get("array"), Mapping)
+
+
+def _of_array(field: str, spec: Input, result: Mapping[str, Any]) -> Input:
+    job_id, size = result.get("job_id"), result["array"].get("size")
+    if spec.index is not None and not (isinstance(size, int) and spec.index < size):
+        raise InvalidJob(field, spec.index, f"the array before it has {size} children")
+    try:
+        return Input.model_validate({"job": job_id, "from": spec.from_, "index": spec.index})
+    except ValidationError:
+        raise InvalidJob(field, spec.from_, "the previous result is not that of a Batchyard job") from None
 
 
 def _output(field: str, name: str, result: object) -> Member:

@@ -14,7 +14,8 @@ SEQUENCE = "by:seq"  # counter: order of arrival
 JOBS = "by:jobs"  # zset: created ms -> id
 LEASES = "by:leases"  # zset: deadline ms -> id
 EXPIRING = "by:expiring"  # zset: expires ms -> id
-OUTBOX = "by:outbox"  # hash: "end:<id>", "deps:<id>" or "body:<chord key>" -> JSON
+OUTBOX = "by:outbox"  # hash: "end:<id>", "deps:<id>", "array:<id>", "children" or "body:<chord key>" -> JSON
+CHILD_ENDS = "by:childends"  # list: ids of children of arrays whose end is decided
 DEAD = "by:dead"  # hash: number -> JSON of a message that could not be taken in, or an effect that failed
 DEAD_SEQUENCE = "by:deadseq"  # counter
 REAPER = "by:reaper"  # ms of the reaper's last look
@@ -106,6 +107,7 @@ def lua_table() -> str:
         "  demands = function(q) return 'by:q:' .. q .. ':d' end,         -- hash: id -> demand, in coarse classes",
         "  delayed = function(q) return 'by:q:' .. q .. ':delayed' end,   -- zset: eta ms -> id",
         "  blocked = function(q) return 'by:q:' .. q .. ':blocked' end,   -- set: ids that wait for other jobs",
+        "  unspawned = function(q) return 'by:q:' .. q .. ':arrays' end,  -- hash: parent -> children still to come",
         "  list = function(q, n) if n == 0 then return q end return q .. '\\6\\22' .. n end,",
     ]
     return "local K = {\n" + "\n".join(lines) + "\n}\n"

@@ -12,6 +12,8 @@ from typing import Any
 
 from kombu.utils.json import loads
 
+from .arrays import RESERVED
+
 TASK = "batchyard.run"
 # Python's JSON stops at a depth that depends on the stack below it: what intake can read, a settle must be able to.
 MOST_DEPTH = 400
@@ -111,6 +113,10 @@ def parse(raw: bytes) -> Message:
         raise Unreadable(f"not a Celery message: {type(error).__name__}: {error}") from None
     if len(headers["id"]) > 255 or any(c.isspace() or c in "\0|" for c in headers["id"]):
         raise Unreadable("its task id has blanks or is longer than 255 characters")
+    if RESERVED.fullmatch(headers["id"]):
+        raise Unreadable(
+            "its task id ends as those of an array's children do (:7) or a gang's members (#7); send another"
+        )
     return Message(headers=headers, properties=properties, body=body)
 
 

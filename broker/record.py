@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .arrays import Array, index_of, parent_of
 from .state import State
 
 
@@ -39,11 +40,15 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DependsOn:
-    """A job that this one had to wait for. left: it still has to. on_failure: FAIL or CONTINUE."""
+    """A job that this one had to wait for. left: it still has to. on_failure: FAIL or CONTINUE.
+
+    type: "SEQUENTIAL" (job_id is then '') or "N_TO_N", which an array's children wait for, each for one; else ''.
+    """
 
     job_id: str
     on_failure: str
     left: bool
+    type: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +56,7 @@ class Record:
     """What the yard knows of a job.
 
     losses: runs that ended with their node; interruptions: those and all others that are not counted as attempts and
-    bounded by `infrastructure_retries`.
+    bounded by `infrastructure_retries`. array: of a parent, its children; parent, index: of such a child.
     """
 
     id: str
@@ -79,6 +84,9 @@ class Record:
     log: str | None
     progress: str
     definition: str = ""
+    array: Array | None = None
+    parent: str | None = None
+    index: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         """JSON types only."""
@@ -102,9 +110,19 @@ class Claimed:
     started: float | None = None
     interruptions: int = 0
 
+    @property
+    def index(self) -> int | None:
+        """Of a child of an array, else None."""
+        return None if parent_of(self.id) is None else index_of(self.id)
 
-def from_hash(job_id: str, h: Mapping[bytes, bytes]) -> Record:
-    """A record from its Redis hash."""
+
+OF_PARENT = (b"image", b"name", b"definition", b"depends")
+"""Fields of a child that stand in its parent's record."""
+
+
+def from_hash(job_id: str, own: Mapping[bytes, bytes], parent: Mapping[bytes, bytes] | None = None) -> Record:
+    """A record from its Redis hash. parent: of a child, fields OF_PARENT of its array's."""
+    h = {**(parent or {}), **own}
 
     def text(field: str) -> str | None:
         value = h.get(field.encode())
@@ -136,20 +154,30 @@ def from_hash(job_id: str, h: Mapping[bytes, bytes]) -> Record:
         attempts=attempts,
         losses=int(number("losses") or 0),
         interruptions=int(number("interruptions") or 0),
-        depends_on=_depends_on(h),
+        depends_on=_depends_on(job_id, h),
         cancelling=b"cancel" in h,
         result=json.loads(result) if result else None,
         log=text("log"),
         progress=text("progress") or "",
         definition=text("definition") or "",
+        array=Array.of(h),
+        parent=text("parent"),
+        index=int(h[b"index"]) if b"index" in h else None,
     )
 
 
-def _depends_on(h: Mapping[bytes, bytes]) -> tuple[DependsOn, ...]:
-    return tuple(
-        DependsOn(job_id=i, on_failure="CONTINUE" if any_end else "FAIL", left=f"on:{i}".encode() in h)
-        for i, any_end in json.loads(h.get(b"depends") or b"[]")
-    )
+def _depends_on(job_id: str, h: Mapping[bytes, bytes]) -> tuple[DependsOn, ...]:
+    """Of a child: what it waits for itself."""
+    index = int(h[b"index"]) if b"index" in h else None
+    found = []
+    for i, any_end, *kind in json.loads(h.get(b"depends") or b"[]"):
+        if index is not None and (not kind or (kind == ["SEQUENTIAL"] and index == 0)):
+            continue
+        if index is not None:
+            i, kind = (f"{i}:{index}", []) if i else (f"{parent_of(job_id)}:{index - 1}", [])
+        on_failure, left = "CONTINUE" if any_end else "FAIL", f"on:{i}".encode() in h
+        found.append(DependsOn(job_id=i, on_failure=on_failure, left=left, type=kind[0] if kind else ""))
+    return tuple(found)
 
 
 def _to_ms(seconds: float | None) -> int | None:

@@ -15,14 +15,15 @@ from typing import Any, Literal
 import redis
 from redis.client import PubSub
 
-from . import config, keys
+from . import arrays, config, keys
+from .arrays import parent_of
 from .batch import End, Start
 from .config import Config
 from .dependencies import Dependency
 from .errors import BrokerUnavailable, InvalidConfig, NotFound
 from .functions import Arg, Functions, connect, told, words
 from .message import Document
-from .record import Attempt, Claimed, Record, from_hash
+from .record import OF_PARENT, Attempt, Claimed, Record, from_hash
 from .recorder import Effect, flat
 from .retry import INFRASTRUCTURE_RETRIES
 from .seal import KeyRing
@@ -80,10 +81,8 @@ class Incoming:
             self.expires_ms,
             self.chord_key,
             json.dumps(clear),
-            reason if self.kind == "dead" else self.document,
-            json.dumps([(one.job_id, int(one.on_failure == "CONTINUE")) for one in self.depends_on])
-            if self.depends_on
-            else "",
+            self.document,
+            json.dumps([one.told() for one in self.depends_on]) if self.depends_on else "",
             int(self.patient),
         ]
 
@@ -319,7 +318,9 @@ class Yard:
         return [int(n) for n in self._call("tick", int(lease_s * 1000), limit, *queues)]
 
     def outbox(self, cursor: int = 0) -> tuple[int, dict[str, dict[str, Any]]]:
-        """The next call's cursor (0: that was all) and some entries: `end:<id>`, `deps:<id>` or `body:<chord key>`."""
+        """The next call's cursor (0: that was all) and some entries: `end:<id>`, `deps:<id>`, `array:<id>`, `children`
+        or `body:<chord key>`.
+        """
         after, found = self.guard(lambda: self.redis.hscan(keys.OUTBOX, cursor, count=64))
         return int(after), {k.decode(): json.loads(v) for k, v in found.items()}
 
@@ -332,6 +333,24 @@ class Yard:
     def release(self, job_id: str) -> int:
         """Lets go some of the jobs that wait for one that has ended. Returns how many still wait: call again."""
         return int(self._call("release", job_id))
+
+    def array(self, job_id: str, *, spawn: bool = True) -> bool:
+        """A chunk of what is to be done with an array's children. True: there is more, call again.
+
+        spawn: no new ones are made without, unless to end at once; which a Redis without memory would refuse.
+        """
+        return bool(self._call("array" if spawn else "array_close", job_id))
+
+    def array_result(self, job_id: str, ended_s: float) -> dict[str, Any]:
+        """What the producer of an array gets whose children have all ended. Raises NotFound."""
+        found = self.hashes([job_id])
+        if not found:
+            raise NotFound(f'no job "{job_id}"')
+        return arrays.result(job_id, found[job_id][0], ended_s)
+
+    def end_children(self, most: int) -> bool:
+        """Ends children that no node holds. True: there are more, call again."""
+        return bool(self._call("children_end", most))
 
     def deliver(self, field: str, effects: list[Effect]) -> bool:
         return bool(self._call("deliver", field, *flat(effects)))
@@ -356,33 +375,44 @@ class Yard:
 
     def record(self, job_id: str) -> Record:
         """Raises NotFound."""
-        found = self._read("HGETALL", keys.job(job_id))
+        found = self.hashes([job_id])
         if not found:
             raise NotFound(f'no job "{job_id}"; it was never taken in, its record has expired, or the id is not whole')
-        return from_hash(job_id, found)
+        return from_hash(job_id, *found[job_id])
+
+    def hashes(self, ids: Sequence[str]) -> dict[str, tuple[dict[bytes, bytes], dict[bytes, bytes]]]:
+        """Those records that there are, and of a child what its array says of it; in one round trip."""
+        pipe = self.redis.pipeline(transaction=False)
+        for job_id in ids:
+            pipe.hgetall(keys.job(job_id))
+        parents = dict.fromkeys(parent for job_id in ids if (parent := parent_of(job_id)))
+        for parent in parents:
+            pipe.hmget(keys.job(parent), OF_PARENT)
+        answers: list[Any] = self.guard(pipe.execute) if ids else []
+        told = zip(parents, answers[len(ids) :], strict=True)
+        known = {p: {f: v for f, v in zip(OF_PARENT, values, strict=True) if v is not None} for p, values in told}
+        found = zip(ids, answers[: len(ids)], strict=True)
+        return {i: (h, known.get(parent_of(i) or "", {})) for i, h in found if h}
 
     def exists(self, job_id: str) -> bool:
         """Whether there is a record."""
         return bool(self._read("EXISTS", keys.job(job_id)))
 
     def document(self, job_id: str) -> Document:
-        """Raises NotFound, IntegrityError."""
-        sealed = self._read("HGET", keys.job(job_id), "doc")
+        """A child's is its parent's. Raises NotFound, IntegrityError."""
+        sealed = self._read("HGET", keys.job(parent_of(job_id) or job_id), "doc")
         if sealed is None:
             raise NotFound(f'no job "{job_id}"')
         return self.open(job_id, sealed)
 
     def open(self, job_id: str, sealed: bytes) -> Document:
         """The document of a claimed job. Raises IntegrityError."""
-        return Document.loads(self.ring.open(sealed, job_id.encode()))
+        return Document.loads(self.ring.open(sealed, (parent_of(job_id) or job_id).encode()))
 
     def recent(self, limit: int) -> list[Record]:
         """The newest jobs, newest first."""
         ids = [i.decode() for i in self._read("ZREVRANGE", keys.JOBS, 0, limit - 1)]
-        pipe = self.redis.pipeline(transaction=False)
-        for job_id in ids:
-            pipe.hgetall(keys.job(job_id))
-        return [from_hash(i, h) for i, h in zip(ids, self.guard(pipe.execute), strict=True) if h]
+        return [from_hash(i, *h) for i, h in self.hashes(ids).items()]
 
     def nodes(self) -> dict[str, dict[str, str]]:
         """Fields of each node that has beaten, with `seen` in seconds since the epoch and `jobs` it holds."""
@@ -400,18 +430,6 @@ class Yard:
         """Redis TIME."""
         seconds, micros = self.guard(self.redis.time)
         return float(seconds) + float(micros) / 1e6
-
-    # -- dead letters
-    def dead_letters(self) -> dict[str, dict[str, Any]]:
-        """number → {at (ms), reason, list, raw}."""
-        found = self._read("HGETALL", keys.DEAD)
-        return {
-            k.decode(): json.loads(v.decode("utf-8", "replace"), strict=False)
-            for k, v in sorted(found.items(), key=lambda kv: int(kv[0]))
-        }
-
-    def drop_dead_letters(self, numbers: Sequence[str]) -> int:
-        return int(self._read("HDEL", keys.DEAD, *numbers)) if numbers else 0
 
     # -- edges
     def _call(self, name: str, *args: Arg) -> Any:

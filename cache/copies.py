@@ -62,6 +62,11 @@ class LocalCopies:
             folder.close()
 
     @property
+    def blobs(self) -> BlobStore:
+        """Where what is not here is fetched from."""
+        return self._blobs
+
+    @property
     def counts(self) -> CopyCounts:
         return self._held.counts
 

@@ -42,6 +42,7 @@ from .engine import Bind, ContainerSpec, Exit, launch
 from .ledger import Allocation
 from .outcome import Fate, Outcome, Stop, decide
 from .publish import Kept, Publisher
+from .sources import look_up
 from .staging import secrets_of, work_directory
 from .tools import Tools
 
@@ -227,6 +228,7 @@ class Execution:
         binds = self._tools.stage.binds(
             self._job,
             self.folder.name,
+            sources=look_up(self._tools.yard, self._job, self._claimed),
             stopped=lambda: self._stop is not None,
             say=lambda text: self._say(capture, text),
         )
@@ -295,6 +297,7 @@ class Execution:
             work=str(self.folder / "work"),
             binds=binds,
             secrets=self._secrets,
+            variables=_of_array(self._claimed, job),
             gpus=gpus,
             node_has_gpus=bool(tools.options.gpus),
         )
@@ -373,13 +376,15 @@ class Execution:
         return found
 
     def _patiently(self, act: Callable[[], T]) -> T:
-        """Repeats for a while what an engine or a store that is away refused, or a cache full of others' inputs."""
+        """Repeats for a while what an engine, a store or Redis, away, refused, or a cache full of others' inputs."""
         since: float | None = None  # the first refusal: what was refused may have taken long to get there
         while True:
             try:
                 return act()
-            except (EngineUnavailable, StoreUnavailable, CopiesPinned) as error:
-                patience_s = ENGINE_PATIENCE_S if isinstance(error, EngineUnavailable) else STORE_PATIENCE_S
+            except (EngineUnavailable, StoreUnavailable, CopiesPinned, BrokerUnavailable) as error:
+                patience_s = (
+                    STORE_PATIENCE_S if isinstance(error, StoreUnavailable | CopiesPinned) else ENGINE_PATIENCE_S
+                )
                 since = time.monotonic() if since is None else since
                 if self._stop is not None or time.monotonic() > since + patience_s:
                     raise
@@ -394,6 +399,13 @@ def command_lines(text: str) -> str:
         for line in text.splitlines()
         if len(words := line.split(" ", 2)) > 1 and words[1] != "platform"
     )
+
+
+def _of_array(claimed: Claimed, job: Job) -> dict[str, str]:
+    """What a child is told of its array, as under AWS Batch."""
+    if claimed.index is None:
+        return {}
+    return {"AWS_BATCH_JOB_ARRAY_INDEX": str(claimed.index), "AWS_BATCH_JOB_ARRAY_SIZE": str(job.array_size)}
 
 
 def _told(error: OSError) -> BatchyardError:

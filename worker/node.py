@@ -232,6 +232,7 @@ class Node:
         try:
             document = self.tools.yard.open(claimed.id, claimed.document)
             job = Job.parse(document.job)
+            job = job if claimed.index is None else job.child(claimed.index)
         except BatchyardError as error:
             reason = str(error)
             self._until_done(lambda: unreadable(self.tools, claimed, reason))

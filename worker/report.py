@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 class TaskView:
     """One attempt, as far as Celery's worker wants to know: it quacks like `celery.worker.request.Request`.
 
-    Arguments are shown as image and command; environment and inputs are not shown.
+    Arguments are shown as image and command; environment and inputs are not shown. silent: a child of an array is on
+    this node's own lists, and monitors, to which its array is the task, hear nothing of it.
     """
 
     eventer = None
@@ -34,10 +35,18 @@ class TaskView:
     task = SimpleNamespace(acks_late=False)
 
     def __init__(
-        self, document: Document, job: Job, hostname: str, stop: Callable[[], None], drain: Callable[[], None]
+        self,
+        job_id: str,
+        document: Document,
+        job: Job,
+        hostname: str,
+        *,
+        stop: Callable[[], None],
+        drain: Callable[[], None],
+        silent: bool = False,
     ) -> None:
         headers = document.message.headers
-        self.id, self.name, self.hostname = document.message.id, document.message.task, hostname
+        self.id, self.name, self.hostname, self.silent = job_id, document.message.task, hostname, silent
         self._headers, self._stop, self._drain = headers, stop, drain
         self._delivery = document.message.properties.get("delivery_info") or {}
         self._priority = document.message.priority
@@ -151,5 +160,5 @@ class Reporter:
                 move, view, event, fields = self._waiting.popleft()
                 if move:
                     move(view)
-                if event:
+                if event and not view.silent:
                     consumer.event_dispatcher.send(event, uuid=view.id, **fields)

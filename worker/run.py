@@ -48,10 +48,13 @@ class Run:
         self.claimed, self.job, self.allocation = claimed, job, allocation
         self._tools, self._document = tools, document
         self.execution = Execution(tools, claimed, job, allocation, container, self._started)
+        self._child = claimed.index is not None
         self.view = TaskView(
+            claimed.id,
             document,
             job,
             tools.hostname,
+            silent=self._child,
             stop=lambda: self.stop(Stop.CANCEL, "terminated"),
             drain=lambda: self.stop(Stop.DRAIN),
         )
@@ -91,7 +94,7 @@ class Run:
         """The container runs. A Redis that is away is told at the end."""
         tools = self._tools
         tools.reporter.started(self.view, at)
-        celery = tools.followups.started(self._document.message, tools.options.name)
+        celery = "" if self._child else tools.followups.started(self._document.message, tools.options.name)
         try:
             if not tools.yard.start(self.claimed, started_s=at, celery=celery, expires_s=tools.config.result_expires_s):
                 self.stop(Stop.LOST)
@@ -149,6 +152,8 @@ class Run:
 
     def _effects(self, end: Finished, outcome: Outcome, result: dict[str, object]) -> tuple[list[Effect], Outcome]:
         followups, message = self._tools.followups, self._document.message
+        if self._child:  # what follows, follows its array
+            return [], outcome
         try:
             if outcome.fate is Fate.SUCCEEDED:
                 return followups.succeeded(message, result), outcome
@@ -218,7 +223,9 @@ def unreadable(tools: Tools, claimed: Claimed, why: str) -> None:
     """
     reason, now = f"the yard cannot read this job any more: {why}", time.time()
     log.error("job %s: %s", claimed.id, reason)
-    effects = tools.followups.failed(message.bare(claimed.id), ending.failure(claimed.id, reason))
+    effects: list[Effect] = []
+    if claimed.index is None:
+        effects = tools.followups.failed(message.bare(claimed.id), ending.failure(claimed.id, reason))
     attempt = Attempt(node=tools.options.name, started=None, ended=now, exit_code=None, reason=reason)
     fields = {"reason": reason, "node": tools.options.name, "ended": _ms(now)}
     tools.yard.settle(claimed, State.FAILED, attempt, fields, effects, retention_s=tools.config.retention_s)

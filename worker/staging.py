@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
@@ -14,9 +14,13 @@ from batchyard.broker.job import Input, Job
 from batchyard.cache.access import S3Access
 from batchyard.cache.copies import LocalCopies
 from batchyard.cache.digest import Blob
+from batchyard.cache.gathered import stage_gathered
 from batchyard.cache.remote import RemoteInputs, Say, Wanted
 
 from .engine.protocol import Bind
+from .sources import Source
+
+MOST_BINDS = 64  # for one input
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,11 +33,17 @@ class Stage:
     secrets: Path | None = None
 
     def binds(
-        self, job: Job, owner: str, *, stopped: Callable[[], bool] = lambda: False, say: Say = lambda text: None
+        self,
+        job: Job,
+        owner: str,
+        *,
+        sources: Mapping[str, Source] | None = None,
+        stopped: Callable[[], bool] = lambda: False,
+        say: Say = lambda text: None,
     ) -> list[Bind]:
-        """What is bound is pinned for the owner. stopped: nobody wants the inputs any more. say: hears which are
-        fetched from elsewhere. Raises InputError, IntegrityError, NotFound, StoreUnavailable, DiskFull; the message
-        names the input.
+        """What is bound is pinned for the owner. sources: what inputs that are outputs of other jobs are, see
+        `sources.look_up`. stopped: nobody wants the inputs any more. say: hears which are fetched from elsewhere.
+        Raises InputError, IntegrityError, NotFound, StoreUnavailable, DiskFull; the message names the input.
         """
         binds: list[Bind] = []
         for path, spec in job.inputs.items():
@@ -41,6 +51,9 @@ class Stage:
                 if spec.uri is not None and not spec.uri.startswith("file:"):
                     source = self._remote(spec, owner, stopped, say)
                     binds.append(Bind(source=str(source), target=str(PurePosixPath(path)), read_only=True))
+                elif spec.job is not None:
+                    found, name = (sources or {})[path], spec.from_ or ""
+                    binds += self._source(str(PurePosixPath(path)), name, found, owner, stopped)
                 else:
                     binds += self._one(str(PurePosixPath(path)), spec, owner)
             except BatchyardError as error:
@@ -58,6 +71,16 @@ class Stage:
         assert spec.digest is not None
         wanted = spec.digest if spec.size is None else Blob(digest=spec.digest, size=spec.size, kind=spec.kind)
         return [Bind(source=str(self.copies.stage(wanted, owner).path), target=path, read_only=True)]
+
+    def _source(self, path: str, name: str, source: Source, owner: str, stopped: Callable[[], bool]) -> list[Bind]:
+        """Few are bound one by one, which takes no bytes; a container cannot have very many mounts."""
+        if isinstance(source, Blob):
+            return [Bind(source=str(self.copies.stage(source, owner).path), target=path, read_only=True)]
+        if 0 < len(source) <= MOST_BINDS:
+            return [self._member(f"{path}/{n}", name, blob, owner) for n, blob in source.items()]
+        members = {str(n): blob for n, blob in source.items()}
+        made = stage_gathered(self.copies, members, name, owner, stopped=stopped)
+        return [Bind(source=str(made), target=path, read_only=True)]
 
     def _member(self, folder: str, name: str, blob: Blob, owner: str) -> Bind:
         target = folder if blob.kind == "tree" else f"{folder}/{name}"

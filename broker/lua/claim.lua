@@ -58,7 +58,7 @@ local function repeated(node, claim)
   for id in string.gmatch(last[2], '%S+') do
     local h = redis.call('HMGET', K.job(id), 'token', 'used', 'doc', 'queue', 'created', 'interruptions')
     if h[1] and string.match(h[1], '^%d+:(.*)$') == claim then
-      out[#out + 1] = {id, h[1], (tonumber(h[2]) or 0) + 1, h[3], h[4], h[5], tonumber(h[6]) or 0}
+      out[#out + 1] = {id, h[1], (tonumber(h[2]) or 0) + 1, h[3] or doc_of(id), h[4], h[5], tonumber(h[6]) or 0}
     end
   end
   return out
@@ -86,6 +86,10 @@ register('claim', function(_, argv)
       elseif h[5] and tonumber(h[5]) <= now() then
         skips = skips + 1
         decide_end(id, 'REVOKED', 'expired')
+        index_remove(queue, class, id)
+      elseif closing(id) then
+        skips = skips + 1
+        decide_end(id, 'REVOKED', closing(id))
         index_remove(queue, class, id)
       else
         out[#out + 1] = lease_out(id, node, claim, lease)

@@ -5,39 +5,53 @@
 --   kind "job": runs when it fits; "end": the reason why it fails at the door stands in its clear fields; "dead": no
 --   job can be made of it, the last argument is the reason.
 -- Keys: the producers' lists, job, jobs, seq, cancelled, class, heads, counts, demands, delayed, expiring, blocked,
--- dependants, outbox, dead.
+-- dependants, unspawned, outbox, dead.
 -- Refused when Redis is out of memory: the messages then stay where they are.
 local WIDTH = 17
 
 local function unknown(depends)
   for _, on in ipairs(depends) do
-    if redis.call('EXISTS', K.job(on[1])) == 0 then return on[1] end
+    if on[1] ~= '' and not state_of(on[1]) then return on[1] end
   end
 end
 
--- -> how many are to be waited for, the first that has failed
-local function depend(id, queue, depends, score)
-  local open = {}
+-- What an array's children wait for is for them to wait for.
+local function of_the_whole(depends)
+  local whole = {}
   for _, on in ipairs(depends) do
-    local state = redis.call('HGET', K.job(on[1]), 'state')
-    if state == 'FAILED' and on[2] == 0 then return 0, on[1] end
-    if state ~= 'FAILED' and state ~= 'SUCCEEDED' then open[#open + 1] = on end
+    if not on[3] then whole[#whole + 1] = on end
   end
-  if #open == 0 then return 0 end
-  redis.call('HSET', K.job(id), 'left', #open)
-  for _, on in ipairs(open) do
-    redis.call('HSET', K.job(id), 'on:' .. on[1], num(on[2]))
-    redis.call('ZADD', K.dependants(on[1]), score, id)
+  return whole
+end
+
+-- Why it cannot be the array that it says, or nil.
+local function mismatch(size, depends)
+  for _, on in ipairs(depends) do
+    if on[3] == 'N_TO_N' then
+      local other = redis.call('HGET', K.job(on[1]), 'array')
+      if other ~= size then
+        return "job.depends_on = '" .. on[1] .. "': N_TO_N needs an array of the same size, " .. size .. '; that is ' ..
+          (other and 'one of ' .. other or 'no array job')
+      end
+    end
   end
-  redis.call('SADD', K.blocked(queue), id)
-  return #open
+end
+
+local function accept_array(id)
+  redis.call('HSET', K.job(id), 'spawned', '0')
+  if redis.call('DEL', K.cancelled(id .. ':*')) == 1 then redis.call('HSET', K.job(id), 'ahead', '1') end
 end
 
 -- It may run, when its time has come and those that it depends on have ended.
 local function wait_or_go(m, score)
   local id, queue, job, t = m[4], m[5], K.job(m[4]), now()
-  local left, failed = depend(id, queue, m[16] == '' and {} or cjson.decode(m[16]), score)
+  local depends = m[16] == '' and {} or cjson.decode(m[16])
+  local size = redis.call('HGET', job, 'array')
+  local wrong = size and mismatch(size, depends)
+  if wrong then return decide_end(id, 'FAILURE', wrong) end
+  local left, failed = depend(id, queue, of_the_whole(depends), score)
   if failed then return decide_end(id, 'FAILURE', 'Dependent Job failed: ' .. failed) end
+  if size then accept_array(id) end
   if tonumber(m[12]) > 0 then
     redis.call('HSET', job, 'expires', m[12])
     redis.call('ZADD', K.expiring, m[12], id)
@@ -68,8 +82,9 @@ local function take(m)
   end
   local job, t = K.job(id), now()
   if redis.call('EXISTS', job) == 1 then return end                 -- the same message once more
-  local score = num(tonumber(m[6]) * PRIORITY + redis.call('INCR', K.sequence))
   local clear = cjson.decode(m[14])
+  local places = tonumber(clear.array or 1)                        -- an array's children stand in a row
+  local score = num(tonumber(m[6]) * PRIORITY + redis.call('INCRBY', K.sequence, places) - places + 1)
   local missing = m[16] ~= '' and unknown(cjson.decode(m[16]))     -- a job is not known to itself yet
   local fields = {}
   for k, v in pairs(clear) do fields[#fields + 1] = k; fields[#fields + 1] = v end

@@ -35,7 +35,8 @@ register('held', function(_, argv)
     local h = redis.call('HMGET', K.job(id), 'token', 'used', 'doc', 'cancel', 'node', 'started', 'queue', 'created',
       'interruptions')
     if h[1] and h[5] == argv[1] then
-      out[#out + 1] = {id, h[1], (tonumber(h[2]) or 0) + 1, h[3], h[7], h[8], tonumber(h[9]) or 0, h[4] or '', h[6] or ''}
+      out[#out + 1] = {id, h[1], (tonumber(h[2]) or 0) + 1, h[3] or doc_of(id), h[7], h[8], tonumber(h[9]) or 0,
+        h[4] or '', h[6] or ''}
     end
   end
   return out

@@ -12,7 +12,19 @@ local function register(name, callback, flags)
   redis.register_function{function_name = 'by_' .. name, callback = callback, flags = flags or {'allow-oom'}}
 end
 
--- Every change of a job's state goes through here.
+-- The id of a child of an array is `<parent>:<index>`, and its record names its parent. -> parent's id, index; or nil
+local function array_of(id)
+  local parent, index = string.match(id, '^(.+):(%d+)$')
+  if parent and redis.call('HEXISTS', K.job(id), 'parent') == 1 then return parent, index end
+end
+
+-- Every change of a job's state goes through here. A parent's record counts its children by state, in `n:<state>`.
 local function become(id, state, ...)
+  local parent = array_of(id)
+  local was = parent and redis.call('HGET', K.job(id), 'state')
   redis.call('HSET', K.job(id), 'state', state, ...)
+  if not parent or was == state then return end
+  redis.call('HINCRBY', K.job(parent), 'n:' .. state, 1)
+  if was then redis.call('HINCRBY', K.job(parent), 'n:' .. was, -1) end
+  if state == 'RUNNING' then redis.call('HSETNX', K.job(parent), 'started', num(now())) end
 end

@@ -3,6 +3,24 @@
 
 local AT_ONCE = 64               -- dependants that are let go in one call
 
+-- depends: {{id, 1 when any end will do, else 0}, …}. -> how many are to be waited for, the first that has failed
+local function depend(id, queue, depends, score)
+  local open = {}
+  for _, on in ipairs(depends) do
+    local state = state_of(on[1])
+    if (not state or state == 'FAILED') and on[2] == 0 then return 0, on[1] end
+    if state and state ~= 'FAILED' and state ~= 'SUCCEEDED' then open[#open + 1] = on end
+  end
+  if #open == 0 then return 0 end
+  redis.call('HSET', K.job(id), 'left', #open)
+  for _, on in ipairs(open) do
+    redis.call('HSET', K.job(id), 'on:' .. on[1], num(on[2]))
+    redis.call('ZADD', K.dependants(on[1]), score, id)
+  end
+  redis.call('SADD', K.blocked(queue), id)
+  return #open
+end
+
 -- Waits for no other job any more.
 local function unblock(id, queue)
   if redis.call('SREM', K.blocked(queue), id) == 0 then return end

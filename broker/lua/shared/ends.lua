@@ -1,16 +1,35 @@
 -- How a job ends.
 
--- releases: how many dependants are let go in this call, if not as many as one call may.
+local FEW = 4                    -- dependants of an array's child that are let go in one call: children end in chunks
+
+-- A child's record is kept as long as its parent's, see array.lua. releases: how many dependants are let go in this
+-- call, if not as many as one call may.
 local function end_record(id, state, fields, retention, releases)
-  local job = K.job(id)
+  local job, parent = K.job(id), array_of(id)
   become(id, state, unpack(fields))
   redis.call('HDEL', job, 'token', 'class', 'ending')
   redis.call('ZREM', K.expiring, id)
-  redis.call('EXPIRE', job, retention)
-  if release(id, state == 'SUCCEEDED', releases) > 0 then
+  if not parent then redis.call('EXPIRE', job, retention) end
+  if release(id, state == 'SUCCEEDED', parent and math.min(FEW, AT_ONCE) or releases) > 0 then
     redis.call('HSET', K.outbox, 'deps:' .. id, cjson.encode({id = id, state = state}))
     redis.call('PUBLISH', K.duty, 'outbox')
   end
+  if parent then child_ended(parent) end
+end
+
+-- The parent has ended: its children's records vanish when its own does. See array.lua.
+local function keep_children(id, retention)
+  local spawned = redis.call('HGET', K.job(id), 'spawned')
+  if not spawned then return end
+  redis.call('HSET', K.outbox, 'array:' .. id,
+    cjson.encode({id = id, children = tonumber(spawned), at = num(now() + 1000 * tonumber(retention)), done = 0}))
+end
+
+-- A child that no node holds.
+local function end_child(id, celery_state, reason)
+  local fields = {'reason', reason, 'ended', num(now())}
+  if celery_state == 'REVOKED' then fields[5] = 'cancel'; fields[6] = reason end
+  end_record(id, 'FAILED', fields)
 end
 
 -- An end is decided for a job that no node holds: it waits for nothing any more.
@@ -21,15 +40,32 @@ local function withdraw(id, queue, class)
   unblock(id, queue)
 end
 
+-- One without a record: not taken in yet, or a child that has not been spawned. Its array is told to look for such.
+local function cancel_ahead(id, reason, keep)
+  local parent = string.match(id, '^(.+):%d+$')
+  local state = state_of(id)
+  if state == 'FAILED' or state == 'SUCCEEDED' then return 'ended' end
+  redis.call('SET', K.cancelled(id), reason, 'EX', keep)
+  if state then redis.call('HSET', K.job(parent), 'ahead', '1')
+  elseif parent then redis.call('SET', K.cancelled(parent .. ':*'), '1', 'EX', keep) end
+  return state and 'cancelled' or 'stored'
+end
+
+local function cancel_array(id, h, reason, terminate)
+  local held = tonumber(h[7] or 0) + tonumber(h[8] or 0)
+  local known = not close_array(id, 'REVOKED', reason, terminate)
+  withdraw(id, h[2])
+  if held == 0 then return known and 'ended' or 'cancelled' end
+  return terminate and 'stopping' or 'running'
+end
+
 -- See cancel.lua, which says what it answers. keep: seconds.
 local function cancel_job(id, reason, terminate, keep)
   local job = K.job(id)
-  local h = redis.call('HMGET', job, 'state', 'queue', 'class', 'node', 'ending')
-  if not h[1] then
-    redis.call('SET', K.cancelled(id), reason, 'EX', keep)
-    return 'stored'
-  end
+  local h = redis.call('HMGET', job, 'state', 'queue', 'class', 'node', 'ending', 'spawned', 'n:STARTING', 'n:RUNNING')
+  if not h[1] then return cancel_ahead(id, reason, keep) end
   if h[1] == 'SUCCEEDED' or h[1] == 'FAILED' or h[5] then return 'ended' end
+  if h[6] then return cancel_array(id, h, reason, terminate) end
   if h[1] == 'STARTING' or h[1] == 'RUNNING' then
     if not terminate and h[1] == 'RUNNING' then
       redis.call('HSETNX', job, 'revoked', reason)   -- it may end by itself, and is not run again

@@ -1,19 +1,29 @@
 -- Moves of one job.
 
-local function make_ready(queue, id)
-  local h = redis.call('HMGET', K.job(id), 'mc', 'mem', 'gpu', 'disk', 'score')
+-- quiet: the caller wakes the nodes.
+local function make_ready(queue, id, quiet)
+  local h = redis.call('HMGET', K.job(id), 'mc', 'mem', 'gpu', 'disk', 'score', 'spawned')
+  if h[6] then return open_array(queue, id) end
   local class = classify(queue, {h[1], h[2], h[3], h[4]})
   become(id, 'RUNNABLE', 'class', class)
   redis.call('HDEL', K.job(id), 'retry_at')
   index_add(queue, class, id, h[5], table.concat({h[1], h[2], h[3], h[4]}, ','))
-  redis.call('PUBLISH', K.wake, queue)
+  if not quiet then redis.call('PUBLISH', K.wake, queue) end
 end
 
--- An end that is decided but whose follow-ups Python has still to record. Celery state: FAILURE or REVOKED.
+-- An end that is decided, of a job that no node holds. Celery state: FAILURE or REVOKED. Python has still to record
+-- what follows a job; nothing follows an array's child, which ends in its turn; a parent ends with its children.
 local function decide_end(id, celery_state, reason)
-  redis.call('HSET', K.outbox, 'end:' .. id, cjson.encode({id = id, state = celery_state, reason = reason}))
-  redis.call('HSET', K.job(id), 'ending', celery_state)
-  redis.call('PUBLISH', K.duty, 'outbox')
+  if array_of(id) then
+    redis.call('HSET', K.job(id), 'ending', celery_state, 'reason', reason)
+    redis.call('RPUSH', K.child_ends, id)
+    redis.call('HSET', K.outbox, 'children', '{}')
+    redis.call('PUBLISH', K.duty, 'outbox')
+  elseif redis.call('HEXISTS', K.job(id), 'spawned') == 1 then
+    close_array(id, celery_state, reason, false)
+  else
+    hand_over_end(id, celery_state, reason)
+  end
 end
 
 local function add_attempt(id, attempt)
