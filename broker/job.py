@@ -453,7 +453,7 @@ def _of_array(field: str, spec: Input, result: Mapping[str, Any]) -> Input:
     if spec.index is not None and not (isinstance(size, int) and spec.index < size):
         raise InvalidJob(field, spec.index, f"the array before it has {size} children")
     try:
-        return Input.model_validate({"job": job_id, "from": spec.from_, "index": spec.index})
+        return Input.model_validate({"job": str(job_id or ""), "from": spec.from_, "index": spec.index})
     except ValidationError:
         raise InvalidJob(field, spec.from_, "the previous result is not that of a Batchyard job") from None
 

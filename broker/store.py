@@ -342,24 +342,6 @@ class Yard:
         """Lets go some of the jobs that wait for one that has ended. Returns how many still wait: call again."""
         return int(self._call("release", job_id))
 
-    def array(self, job_id: str, *, spawn: bool = True) -> bool:
-        """A chunk of what is to be done with an array's children. True: there is more, call again.
-
-        spawn: no new ones are made without, unless to end at once; which a Redis without memory would refuse.
-        """
-        return bool(self._call("array" if spawn else "array_close", job_id))
-
-    def array_result(self, job_id: str, ended_s: float) -> dict[str, Any]:
-        """What the producer of an array gets whose children have all ended. Raises NotFound."""
-        found = self.hashes([job_id])
-        if not found:
-            raise NotFound(f'no job "{job_id}"')
-        return arrays.result(job_id, found[job_id][0], ended_s)
-
-    def end_children(self, most: int) -> bool:
-        """Ends children that no node holds. True: there are more, call again."""
-        return bool(self._call("children_end", most))
-
     def deliver(self, field: str, effects: list[Effect]) -> bool:
         return bool(self._call("deliver", field, *flat(effects)))
 
@@ -415,7 +397,9 @@ class Yard:
             pipe.hmget(keys.job(parent), arrays.OF_PARENT)
         answers: list[Any] = self.guard(pipe.execute) if ids else []
         told = zip(parents, answers[len(ids) :], strict=True)
-        known = {p: dict(zip(arrays.OF_PARENT, values, strict=True)) for p, values in told}
+        known: dict[str, dict[bytes, bytes | None]] = {
+            p: dict(zip(arrays.OF_PARENT, values, strict=True)) for p, values in told
+        }
         found = {}
         for job_id, h in zip(ids, answers[: len(ids)], strict=True):
             of_parent = known.get(parent_of(job_id) or "", {})

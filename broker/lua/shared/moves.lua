@@ -1,6 +1,6 @@
 -- Moves of one job.
 
--- quiet: the caller wakes the nodes.
+-- quiet: one that is new, and the caller wakes the nodes.
 local function make_ready(queue, id, quiet)
   local h = redis.call('HMGET', K.job(id), 'mc', 'mem', 'gpu', 'disk', 'score', 'share', 'tokens', 'def', 'gpu_type', 'in',
     'spawned', 'gang')
@@ -18,9 +18,10 @@ local function make_ready(queue, id, quiet)
     place = share .. '/' .. place
   end
   become(id, 'RUNNABLE', 'class', place, 'ready', num(now()))
-  redis.call('HDEL', K.job(id), 'retry_at')
   index_add(queue, place, id, h[5], table.concat(demand, ',') .. asks)
-  if not quiet then redis.call('PUBLISH', K.wake, queue) end
+  if quiet then return end
+  redis.call('HDEL', K.job(id), 'retry_at')
+  redis.call('PUBLISH', K.wake, queue)
 end
 
 -- An end that is decided, of a job that no node holds. Celery state: FAILURE or REVOKED. Python has still to record
