@@ -88,9 +88,10 @@ class Model:
 
 PUT = st.tuples(st.sampled_from(SHARES), st.sampled_from([0, 1, 500, 9999]), st.sampled_from([0.5, 1.0, 4.0]))
 STEP = st.one_of(
-    st.tuples(st.just("put"), PUT),
+    st.tuples(st.just("put"), st.lists(PUT, min_size=1, max_size=12)),
     st.tuples(st.just("fifo"), st.none()),
     st.tuples(st.just("claim"), st.integers(1, 8)),
+    st.tuples(st.just("claim"), st.integers(1, 2)),
     st.tuples(st.just("end"), st.integers(0, 20)),
     st.tuples(st.just("back"), st.integers(0, 20)),
     st.tuples(st.just("later"), st.integers(1, 90_000)),
@@ -121,7 +122,7 @@ def begin(yard: Yard, clock: VirtualClock) -> None:
 def test_claims_come_in_the_order_of_the_rule(world: tuple[Yard, VirtualClock]) -> None:
     yard, clock = world
 
-    @given(st.lists(STEP, min_size=5, max_size=60))
+    @given(st.lists(STEP, min_size=10, max_size=80))
     @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     def history(steps: list[tuple[str, Any]]) -> None:
         begin(yard, clock)
@@ -137,10 +138,10 @@ def test_claims_come_in_the_order_of_the_rule(world: tuple[Yard, VirtualClock]) 
 
         for what, told in steps:
             if what == "put":
-                share, sched, vcpus = told
-                job_id, n = put("lab", {"share": share, "sched": str(sched)}, vcpus)
-                model.lab[job_id] = (share, sched, n, vcpus)
-                model.known.add(share)
+                for share, sched, vcpus in told:
+                    job_id, n = put("lab", {"share": share, "sched": str(sched)}, vcpus)
+                    model.lab[job_id] = (share, sched, n, vcpus)
+                    model.known.add(share)
             elif what == "fifo":
                 model.cpu.append(put("cpu", {}, 1)[0])
             elif what == "later":
