@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .state import State
@@ -79,6 +79,10 @@ class Record:
     log: str | None
     progress: str
     definition: str = ""
+    share: str = ""
+    scheduling_priority: int = 0
+    gpu_type: str = ""
+    consumables: Mapping[str, int] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """JSON types only."""
@@ -142,6 +146,10 @@ def from_hash(job_id: str, h: Mapping[bytes, bytes]) -> Record:
         log=text("log"),
         progress=text("progress") or "",
         definition=text("definition") or "",
+        share=text("share") or "",
+        scheduling_priority=int(number("sched") or 0),
+        gpu_type=text("gpu_type") or "",
+        consumables=json.loads(text("tokens") or "{}"),
     )
 
 
