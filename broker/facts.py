@@ -42,6 +42,7 @@ def gather(client: Client, job_id: str) -> Facts:
         controller=alive,
         place=(place.ahead, place.of_share if place.share else place.waiting) if place else None,
         turn=(place.shares, place.before) if place and place.share else None,
+        unreserved_vcpus=place.vcpus if place else None,
         gates=_gates(client, record, raw.get(b"def"), queue.max_concurrent if queue else None) if place else (),
         before=_served_first(client, record, nodes, config) if place is not None else {},
         eta_s=int(told["eta"]) / 1000 if told["eta"] else None,

@@ -119,7 +119,8 @@ class Place:
     """Where a job stands that may run. ahead: jobs before it, of its share where it has one, else of its queue.
 
     waiting: all that may run of its queue. of_share: of its share. shares: that have such jobs; before: how many of
-    these are served before its share, by what they have used until now.
+    these are served before its share, by what they have used until now. vcpus: that its queue may still take, where
+    some are kept for shares that are not active.
     """
 
     ahead: int
@@ -128,6 +129,7 @@ class Place:
     of_share: int = 0
     shares: int = 0
     before: int = 0
+    vcpus: float | None = None
 
 
 class Yard:
@@ -391,9 +393,10 @@ class Yard:
         there, *told = self._call("position", job_id)
         if not there:
             return None
-        ahead, waiting, share, of_share, shares, before = told
+        ahead, waiting, share, of_share, shares, before, room = told
         return Place(ahead=int(ahead), waiting=int(waiting), share=share.decode(), of_share=int(of_share),
-                     shares=int(shares), before=int(before))  # fmt: skip
+                     shares=int(shares), before=int(before),
+                     vcpus=int(room) / 1000 if int(room) >= 0 else None)  # fmt: skip
 
     def record(self, job_id: str) -> Record:
         """Raises NotFound."""

@@ -68,7 +68,8 @@ class Facts:
     """What is known of one job at one moment. Times are seconds since the epoch, by Redis's clock.
 
     place: (jobs before it, jobs) of its queue, or of its share if it has one, while it stands in the index. turn:
-    (shares with jobs ready, those of them that are served before its share). gates: all that it needs. before: jobs
+    (shares with jobs ready, those of them that are served before its share). gates: all that it needs.
+    unreserved_vcpus: that its queue may still take, where some are kept for other shares. before: jobs
     that wait in queues that the same nodes serve first. listed: (queue, messages before it) while its message waits
     for intake.
     waiting_lists: messages that wait for intake. queue_state: None when the queue is not configured (any more).
@@ -98,6 +99,7 @@ class Facts:
     cancelled: bool = False
     turn: tuple[int, int] | None = None
     gates: tuple[GateFacts, ...] = ()
+    unreserved_vcpus: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,6 +285,12 @@ def _place(r: Record, f: Facts) -> list[Reason]:
         found.append(_reason("place", f"{text} {where}", ahead=ahead, waiting=waiting, queue=r.queue))
     if f.turn is not None:
         found.append(_turn(r, *f.turn))
+    if f.unreserved_vcpus is not None and f.unreserved_vcpus < r.vcpus:
+        text = (
+            f'queue "{r.queue}" may take {f.unreserved_vcpus:g} vCPU more now, and the job asks for {r.vcpus:g}: '
+            "the rest is kept for shares that are not active yet (compute_reservation)"
+        )
+        found.append(_reason("reservation", text, vcpus=f.unreserved_vcpus))
     if f.before:
         named = ", ".join(f"{queue} {n}" for queue, n in f.before.items())
         found.append(

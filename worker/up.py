@@ -269,7 +269,7 @@ def _check_machine(settings: Settings) -> None:
     except EngineUnavailable as error:
         raise EngineUnavailable(f"{error}; {checks.START_ENGINE}") from None
     unlisted = [one.id for one in gpu.discover(settings.gpus) if one.declared]
-    if unlisted and not (settings.gpus or "").strip().isdigit():
+    if unlisted and not (settings.gpus or "").strip().isdigit() and "=" not in (settings.gpus or ""):
         _say(f"the driver does not list GPU {', '.join(unlisted)}: declared ones are counted, and no job can use them")
 
 
@@ -312,8 +312,10 @@ def _node_words(settings: Settings, environment: str) -> tuple[str, ...]:
 
 def _machine(settings: Settings, yard: Yard) -> Path | None:
     """The configuration of a yard that is this machine; None where Redis has one that somebody made."""
-    gpus = len(gpu.discover(settings.gpus))
-    here = yard_config.single_machine(settings.vcpus, settings.memory_mib, gpus, settings.disk_gib)
+    gpus = gpu.discover(settings.gpus)
+    here = yard_config.single_machine(
+        settings.vcpus, settings.memory_mib, len(gpus), settings.disk_gib, gpu_types=sorted(gpu.types_of(gpus))
+    )
     try:
         if not _is_machine(there := yard.config()) or _has_schedules(yard):
             _say(f"queues as configured before ({', '.join(there.by_priority())}); --config FILE changes them")
@@ -335,7 +337,7 @@ def _is_machine(config: Config) -> bool:
     """Whether a configuration is one that `up` made, perhaps for other figures of the machine."""
     there = config.environments.get("here")
     return there is not None and config == yard_config.single_machine(
-        there.vcpus, there.memory_mib, there.gpus, there.disk_gib
+        there.vcpus, there.memory_mib, there.gpus, there.disk_gib, gpu_types=there.gpu_types
     )
 
 

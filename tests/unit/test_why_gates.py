@@ -68,6 +68,13 @@ def test_a_share_says_when_its_turn_is_and_the_place_is_within_it() -> None:
     assert later.details == {"share": "alice", "shares": 3, "before": 2}
 
 
+def test_what_is_kept_for_other_shares_is_said() -> None:
+    fields = {"share": "alice"}
+    assert "reservation" not in [one.code for one in told(fields=fields, turn=(1, 0), unreserved_vcpus=1)]
+    kept = told(fields=fields, turn=(1, 0), unreserved_vcpus=0.5)[1]
+    assert "may take 0.5 vCPU more now, and the job asks for 1" in kept.text
+
+
 def test_a_node_without_the_type_of_gpu_says_so() -> None:
     fields = {"gpu": "2", "gpu_type": "a100"}
     assert told(fields=fields, nodes=(node(gpu_types={"t4": 2}),))[-1].text == (
