@@ -17,7 +17,7 @@ A file without `schedules` leaves those of the file before as they are; `schedul
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -233,9 +233,12 @@ def _share_refusal(name: str, queue: Queue, job: Job) -> str | None:
     return f'queue "{name}" has a fair-share policy; say whose work it is with job.share{such}'
 
 
-def single_machine(vcpus: float, memory_mib: int, gpus: int, disk_gib: float) -> Config:
+def single_machine(
+    vcpus: float, memory_mib: int, gpus: int, disk_gib: float, *, gpu_types: Sequence[str] | None = None
+) -> Config:
     """Queues cpu and gpu on one environment: what `batchyard up` runs without a configuration."""
-    here = Environment(vcpus=vcpus, memory_mib=memory_mib, gpus=gpus, disk_gib=disk_gib)
+    types = None if gpu_types is None else tuple(gpu_types)
+    here = Environment(vcpus=vcpus, memory_mib=memory_mib, gpus=gpus, disk_gib=disk_gib, gpu_types=types)
     queue = Queue(environments=("here",))
     return Config(queues={"cpu": queue, "gpu": queue}, environments={"here": here})
 

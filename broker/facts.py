@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from . import keys
 from .config import Config
 from .record import Record, from_hash
 from .state import State
-from .why import Amounts, Facts, NodeFacts
+from .why import Amounts, Facts, GateFacts, NodeFacts
 
 if TYPE_CHECKING:
     from .client import Client, NodeView
@@ -32,7 +32,7 @@ def gather(client: Client, job_id: str) -> Facts:
     record = from_hash(job_id, raw, of_parent)
     told = {name: raw.get(name.encode(), b"").decode("utf-8", "replace") for name in _TOLD}
     left = [on.job_id for on in record.depends_on if on.left]
-    place = yard.position(job_id) if record.state is State.RUNNABLE else None
+    place = yard.place(job_id) if record.state is State.RUNNABLE else None
     nodes = [] if record.state.ended else [n for n in client.nodes() if record.queue in (n.queues or [record.queue])]
     queue = config.queues.get(record.queue)
     return Facts(
@@ -40,7 +40,10 @@ def gather(client: Client, job_id: str) -> Facts:
         now_s=now_s,
         record=record,
         controller=alive,
-        place=place,
+        place=(place.ahead, place.of_share if place.share else place.waiting) if place else None,
+        turn=(place.shares, place.before) if place and place.share else None,
+        unreserved_vcpus=place.vcpus if place else None,
+        gates=_gates(client, record, raw.get(b"def"), queue.max_concurrent if queue else None) if place else (),
         before=_served_first(client, record, nodes, config) if place is not None else {},
         eta_s=int(told["eta"]) / 1000 if told["eta"] else None,
         depends_on=_states(client, left),
@@ -64,6 +67,35 @@ def _of_array(client: Client, record: Record, raw: Mapping[bytes, bytes]) -> dic
     waiting = {State.RUNNABLE} if array.counts[State.RUNNABLE] else {State.PENDING}
     first = client.children(record.id, limit=1, states=waiting)
     return {"array_goes": True, "child": gather(client, first[0].id) if first else None}
+
+
+def _gates(client: Client, record: Record, definition: bytes | None, at_once: int | None) -> tuple[GateFacts, ...]:
+    """What is counted beside nodes' resources and this job needs, as it is now."""
+    yard, name = client.yard, (definition or b"").decode()
+    fields = [f"d:{name}", f"q:{record.queue}"]
+    pipe = yard.redis.pipeline(transaction=False)
+    pipe.hmget(keys.HOLDS, fields)
+    pipe.hmget(keys.HOLDS_SINCE, fields)
+    pipe.hget(keys.LIMITS, name)
+    held, since, limit = yard.guard(pipe.execute)
+    limits: list[tuple[Literal["definition", "queue"], str, int | None]] = [
+        ("definition", name, int(limit) if limit and name else None),
+        ("queue", record.queue, at_once),
+    ]
+    found = [
+        GateFacts(kind=kind, name=name, need=1, total=most, free=max(0, most - int(held[n] or 0)),
+                  jobs=int(held[n] or 0), since_s=int(since[n]) / 1000 if since[n] else None)
+        for n, (kind, name, most) in enumerate(limits) if most is not None
+    ]  # fmt: skip
+    stock = client.consumables.read(list(record.consumables))
+    for token, need in record.consumables.items():
+        one = stock.get(token)
+        found.append(
+            GateFacts(kind="consumable", name=token, need=need, total=one.total if one else None,
+                      free=one.available if one else 0, jobs=one.jobs if one else 0,
+                      since_s=one.changed if one else None)
+        )  # fmt: skip
+    return tuple(found)
 
 
 def _states(client: Client, ids: Sequence[str]) -> dict[str, str]:
@@ -117,7 +149,16 @@ def _node(node: NodeView, demands: Sequence[Sequence[bytes | None]], now_s: floa
         most_jobs=int(about["most_jobs"]) if about.get("most_jobs", "").isdigit() else None,
         total=total,
         free=free,
+        gpu_types=_types(about.get("gpu_types", "")),
+        free_gpu_types=_types(about.get("free_gpu_types", "")),
     )
+
+
+def _types(told: str) -> dict[str, int]:
+    try:
+        return {str(kind): int(n) for kind, n in json.loads(told or "{}").items()}
+    except (ValueError, AttributeError):
+        return {}
 
 
 def _amounts(about: Mapping[str, str]) -> Amounts | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .arrays import Array, index_of, parent_of
@@ -90,6 +90,10 @@ class Record:
     index: int | None = None
     gang: int = 0
     main: int = 0
+    share: str = ""
+    scheduling_priority: int = 0
+    gpu_type: str = ""
+    consumables: Mapping[str, int] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """JSON types only."""
@@ -222,6 +226,10 @@ def from_hash(job_id: str, own: Mapping[bytes, bytes], parent: Mapping[bytes, by
         index=int(h[b"index"]) if b"index" in h else None,
         gang=int(number("gang") or 0),
         main=int(number("main") or 0),
+        share=text("share") or "",
+        scheduling_priority=int(number("sched") or 0),
+        gpu_type=text("gpu_type") or "",
+        consumables=json.loads(text("tokens") or "{}"),
     )
 
 

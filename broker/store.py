@@ -116,6 +116,24 @@ class Depth:
         return self.lists + self.index + self.delayed + self.blocked
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a job stands that may run. ahead: jobs before it, of its share where it has one, else of its queue.
+
+    waiting: all that may run of its queue. of_share: of its share. shares: that have such jobs; before: how many of
+    these are served before its share, by what they have used until now. vcpus: that its queue may still take, where
+    some are kept for shares that are not active.
+    """
+
+    ahead: int
+    waiting: int
+    share: str = ""
+    of_share: int = 0
+    shares: int = 0
+    before: int = 0
+    vcpus: float | None = None
+
+
 class Yard:
     """One Redis database, opened with the yard's keys (which seal what producers sent)."""
 
@@ -374,8 +392,18 @@ class Yard:
 
         None when it is not in the index.
         """
-        there, *place = self._call("position", job_id)
-        return (int(place[0]), int(place[1])) if there else None
+        place = self.place(job_id)
+        return None if place is None else (place.ahead, place.waiting)
+
+    def place(self, job_id: str) -> Place | None:
+        """Where it stands by the order of claims, as far as that is defined; None when it is not in the index."""
+        there, *told = self._call("position", job_id)
+        if not there:
+            return None
+        ahead, waiting, share, of_share, shares, before, room = told
+        return Place(ahead=int(ahead), waiting=int(waiting), share=share.decode(), of_share=int(of_share),
+                     shares=int(shares), before=int(before),
+                     vcpus=int(room) / 1000 if int(room) >= 0 else None)  # fmt: skip
 
     def record(self, job_id: str) -> Record:
         """Raises NotFound."""

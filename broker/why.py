@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from .arrays import Array
 from .record import Record
@@ -44,14 +44,35 @@ class NodeFacts:
     most_jobs: int | None
     total: Amounts | None
     free: Amounts | None
+    gpu_types: Mapping[str, int] = field(default_factory=dict)
+    free_gpu_types: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateFacts:
+    """What a job needs that no node has: tokens of a consumable resource, a place among the jobs at once of its
+    definition or queue. jobs: that hold some now. total: None when there is no such resource (any more).
+    since_s: when it was last taken from or changed.
+    """
+
+    kind: Literal["consumable", "definition", "queue"]
+    name: str
+    need: int
+    free: int
+    total: int | None
+    jobs: int
+    since_s: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """What is known of one job at one moment. Times are seconds since the epoch, by Redis's clock.
 
-    place: (jobs of its queue before it, jobs of its queue) while it stands in the index. before: jobs that wait in
-    queues that the same nodes serve first. listed: (queue, messages before it) while its message waits for intake.
+    place: (jobs before it, jobs) of its queue, or of its share if it has one, while it stands in the index. turn:
+    (shares with jobs ready, those of them that are served before its share). gates: all that it needs.
+    unreserved_vcpus: that its queue may still take, where some are kept for other shares. before: jobs
+    that wait in queues that the same nodes serve first. listed: (queue, messages before it) while its message waits
+    for intake.
     waiting_lists: messages that wait for intake. queue_state: None when the queue is not configured (any more).
     depends_on: those that it still waits for, with their states. retry_at_s: when it is tried again.
     revoked: a cancel that spares the running job. ending: its end is decided, and is being written.
@@ -80,6 +101,9 @@ class Facts:
     cancelled: bool = False
     array_goes: bool = False
     child: Facts | None = None
+    turn: tuple[int, int] | None = None
+    gates: tuple[GateFacts, ...] = ()
+    unreserved_vcpus: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,6 +236,7 @@ def _waiting(r: Record, f: Facts) -> list[Reason]:
         )
         found.append(_reason("queue_disabled", text, queue=r.queue))
     if r.state is State.RUNNABLE:
+        found += [_gate(one, f) for one in f.gates if one.free < one.need]
         found += _place(r, f)
         found += _nodes(r, f)
     if f.expires_s is not None:
@@ -238,6 +263,43 @@ def _depends(r: Record, f: Facts) -> list[Reason]:
     return found
 
 
+def _gate(g: GateFacts, f: Facts) -> Reason:
+    """What a closed gate says."""
+    since = "" if g.since_s is None else f", since {_moment(g.since_s)} ({_span(f.now_s - g.since_s)})"
+    details = {"name": g.name, "free": g.free, "total": g.total, "jobs": g.jobs, "since": g.since_s}
+    if g.kind != "consumable":
+        what = f'queue "{g.name}"' if g.kind == "queue" else f'job definition "{g.name}"'
+        text = f"{what} runs {_count(g.total or 0, 'job')} at once at most, and {g.jobs} run{since}"
+        return _reason("max_concurrent", text, of=g.kind, **details)
+    need = {"need": g.need, **details}
+    if g.total is None:
+        text = f'there is no consumable resource "{g.name}" any more; create it again, or cancel the job'
+        return _reason("consumable_gone", text, **need)
+    if g.total < g.need:
+        text = (
+            f'it asks for {g.need} of consumable resource "{g.name}", and there are {g.total} in all; '
+            "add some (`batchyard consumable update`), or cancel the job"
+        )
+        return _reason("consumable_short", text, **need)
+    text = (
+        f'it waits for {g.need} of consumable resource "{g.name}": {g.free} of {g.total} are free, '
+        f"{_count(g.jobs, 'job')} {'holds' if g.jobs == 1 else 'hold'} the others{since}"
+    )
+    return _reason("consumable", text, **need)
+
+
+def _turn(r: Record, shares: int, before: int) -> Reason:
+    if not before:
+        text = f'share "{r.share}" is served next in queue "{r.queue}"'
+        text += f": of {shares} with jobs it has used least for its weight" if shares > 1 else ""
+    else:
+        text = (
+            f'share "{r.share}" is served after {before} of the {shares} shares with jobs in queue "{r.queue}": '
+            "it has used more for its weight"
+        )
+    return _reason("share", text, share=r.share, shares=shares, before=before)
+
+
 def _place(r: Record, f: Facts) -> list[Reason]:
     found = []
     if f.place is not None:
@@ -247,7 +309,16 @@ def _place(r: Record, f: Facts) -> list[Reason]:
             if not ahead
             else f"{_count(ahead, 'job')} of {waiting} {'stands' if ahead == 1 else 'stand'} before it"
         )
-        found.append(_reason("place", f'{text} in queue "{r.queue}"', ahead=ahead, waiting=waiting, queue=r.queue))
+        where = f'of share "{r.share}" in queue "{r.queue}"' if f.turn else f'in queue "{r.queue}"'
+        found.append(_reason("place", f"{text} {where}", ahead=ahead, waiting=waiting, queue=r.queue))
+    if f.turn is not None:
+        found.append(_turn(r, *f.turn))
+    if f.unreserved_vcpus is not None and f.unreserved_vcpus < r.vcpus:
+        text = (
+            f'queue "{r.queue}" may take {f.unreserved_vcpus:g} vCPU more now, and the job asks for {r.vcpus:g}: '
+            "the rest is kept for shares that are not active yet (compute_reservation)"
+        )
+        found.append(_reason("reservation", text, vcpus=f.unreserved_vcpus))
     if f.before:
         named = ", ".join(f"{queue} {n}" for queue, n in f.before.items())
         found.append(
@@ -268,7 +339,7 @@ def _nodes(r: Record, f: Facts) -> list[Reason]:
         silent = f" ({', '.join(n.name for n in f.nodes[:_MOST_NODES])} silent)" if f.nodes else ""
         text = f'no node is up that serves queue "{r.queue}"{silent}; start one, see `batchyard nodes`'
         return [_reason("no_node", text, queue=r.queue, silent=[n.name for n in f.nodes])]
-    told = [_of_node(n, need) for n in up]
+    told = [_of_node(n, need, r.gpu_type) for n in up]
     order = ("has_room", "lacks_now", "full", "draining", "silent_on_size", "too_small")
     found: list[Reason] = []
     for code in order:
@@ -284,17 +355,25 @@ def _nodes(r: Record, f: Facts) -> list[Reason]:
     return found
 
 
-def _of_node(n: NodeFacts, need: Amounts) -> Reason:
+def _of_node(n: NodeFacts, need: Amounts, gpu_type: str = "") -> Reason:
     if n.total is None or n.free is None:
         return _reason("silent_on_size", f"node {n.name} has not said yet what it has", node=n.name)
     if lacks := n.total.lacks(need):
         text = f"node {n.name} is too small: it has {_of(n.total, lacks)}; the job asks for {_of(need, lacks)}"
         return _reason("too_small", text, node=n.name, lacks=lacks)
+    if gpu_type and n.gpu_types.get(gpu_type, 0) < need.gpus:
+        text = f"node {n.name} has {n.gpu_types.get(gpu_type, 0)} GPU of type {gpu_type}; the job asks for {need.gpus}"
+        return _reason("too_small", text, node=n.name, lacks={"gpus": need.gpus - n.gpu_types.get(gpu_type, 0)})
     if n.draining:
         return _reason("draining", f"node {n.name} is leaving and takes no more jobs", node=n.name)
     if lacks := n.free.lacks(need):
         text = f"it fits {n.name} when empty; {n.name} now lacks {_short(lacks, n.total)}"
         return _reason("lacks_now", f"{text} ({_count(n.jobs, 'job')} there)", node=n.name, lacks=lacks)
+    if gpu_type and n.free_gpu_types.get(gpu_type, 0) < need.gpus:
+        lacking = need.gpus - n.free_gpu_types.get(gpu_type, 0)
+        text = f"it fits {n.name} when empty; {n.name} now lacks {lacking} GPU of type {gpu_type} of"
+        text = f"{text} {n.gpu_types[gpu_type]} ({_count(n.jobs, 'job')} there)"
+        return _reason("lacks_now", text, node=n.name, lacks={"gpus": lacking})
     if n.most_jobs is not None and n.jobs >= n.most_jobs:
         return _reason("full", f"node {n.name} runs {n.jobs} jobs, and takes {n.most_jobs} at once", node=n.name)
     return _reason("has_room", f"node {n.name} has room for it now, and takes it when its turn comes", node=n.name)

@@ -269,7 +269,7 @@ def _check_machine(settings: Settings) -> None:
     except EngineUnavailable as error:
         raise EngineUnavailable(f"{error}; {checks.START_ENGINE}") from None
     unlisted = [one.id for one in gpu.discover(settings.gpus) if one.declared]
-    if unlisted and not (settings.gpus or "").strip().isdigit():
+    if unlisted and not (settings.gpus or "").strip().isdigit() and "=" not in (settings.gpus or ""):
         _say(f"the driver does not list GPU {', '.join(unlisted)}: declared ones are counted, and no job can use them")
 
 
@@ -331,8 +331,10 @@ def _machine(settings: Settings, yard: Yard) -> Path | None:
 
 
 def _here(settings: Settings) -> Config:
-    gpus = len(gpu.discover(settings.gpus))
-    return yard_config.single_machine(settings.vcpus, settings.memory_mib, gpus, settings.disk_gib)
+    gpus = gpu.discover(settings.gpus)
+    return yard_config.single_machine(
+        settings.vcpus, settings.memory_mib, len(gpus), settings.disk_gib, gpu_types=sorted(gpu.types_of(gpus))
+    )
 
 
 def _has_schedules(yard: Yard) -> bool:
@@ -344,7 +346,7 @@ def _is_machine(config: Config) -> bool:
     """Whether a configuration is one that `up` made, perhaps for other figures of the machine."""
     there = config.environments.get("here")
     return there is not None and config == yard_config.single_machine(
-        there.vcpus, there.memory_mib, there.gpus, there.disk_gib
+        there.vcpus, there.memory_mib, there.gpus, there.disk_gib, gpu_types=there.gpu_types
     )
 
 

@@ -55,7 +55,10 @@ def _print_record(r: Record) -> None:
         ("reason" if r.state.ended else "last reason", r.reason), ("progress", r.progress),
         ("exit code", "" if r.exit_code is None else str(r.exit_code)), ("queue", r.queue), ("image", r.image),
         ("definition", r.definition),
-        ("demand", f"{r.vcpus:g} vCPU, {r.memory_mib} MiB, {r.gpus} GPU, {r.disk_gib:g} GiB of disk"),
+        ("demand", f"{r.vcpus:g} vCPU, {r.memory_mib} MiB, {r.gpus} {f'{r.gpu_type} ' if r.gpu_type else ''}GPU, "
+                   f"{r.disk_gib:g} GiB of disk"),
+        ("consumables", ", ".join(f"{n} {name}" for name, n in r.consumables.items())), ("share", r.share),
+        ("scheduling priority", str(r.scheduling_priority) if r.share else ""),
         ("priority", str(r.priority)), ("node", r.node or ""), ("created", show.moment(r.created)),
         ("started", show.moment(r.started)), ("ended", show.moment(r.ended)), ("ran", show.took(r, time.time())),
         ("lost nodes", str(r.losses or "")), ("interruptions", str(r.interruptions or "")), ("log", r.log or ""),

@@ -169,16 +169,6 @@ local function keep_in_vain(queue, node, free, tried)
   end
 end
 
--- What a queue with shares may still take of the vCPUs, with some kept for shares that are not active yet; all of it
--- when it runs nothing, or a large job could never start.
-local function unreserved(queue, fair)
-  if fair.reservation <= 0 or not fair.most then return math.huge end
-  local held = held_now('v:' .. queue)
-  if held == 0 then return math.huge end
-  local active = redis.call('HLEN', K.share_open(queue))
-  return fair.most * (1 - fair.reservation ^ active) - held
-end
-
 -- The next job of a queue. c: what the call knows; q: what it knows of this queue.
 -- -> id, place, whether there is more to look at
 local function pick_of(c, queue, q)

@@ -1,5 +1,6 @@
 -- position(id) -> {1 when it stands in the index else 0, jobs before it, jobs in its queue's index, share or '', jobs of
---   its share, shares with jobs ready, how many of these are served before its share by what they have used}
+--   its share, shares with jobs ready, how many of these are served before its share by what they have used,
+--   milli-vCPU that the queue may still take, -1 for any}
 -- Before it: jobs of its queue, or of its share, whose turn comes first by the order of a claim: the score. One count a
 -- class, at most 256 and O(log n) each. Keys: job, class, heads, counts, share_waits, the shares'.
 local function served_before(queue, share)
@@ -18,7 +19,8 @@ local function served_before(queue, share)
   end
   local before = 0
   for _, turn in ipairs(others) do if mine and turn < mine then before = before + 1 end end
-  return #others + 1, before
+  local room = unreserved(queue, fair)
+  return #others + 1, before, room == math.huge and -1 or math.max(0, math.floor(room))
 end
 
 register('position', function(_, argv)
@@ -33,7 +35,7 @@ register('position', function(_, argv)
   for _, one in ipairs(redis.call('ZRANGE', K.heads(lane), 0, CLASSES)) do
     ahead = ahead + redis.call('ZCOUNT', K.class(lane, one), '-inf', '(' .. num(tonumber(score)))
   end
-  if not share then return {1, ahead, all, '', 0, 0, 0} end
+  if not share then return {1, ahead, all, '', 0, 0, 0, -1} end
   local of_share = tonumber(redis.call('HGET', K.share_waits(queue), share) or 0)
   return {1, ahead, all, share, of_share, served_before(queue, share)}
 end, {'no-writes'})

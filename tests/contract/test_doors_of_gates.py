@@ -100,3 +100,20 @@ def test_the_command_line_makes_changes_shows_and_removes(
     code, _, err = say("show", "lic")
     assert (code, 'no consumable resource "lic"' in err) == (1, True)
     assert say("create", "a b", "--total", "1")[0] == 2
+
+
+def test_why_says_what_a_job_waits_for_beside_nodes(yard: Yard, client: Client) -> None:
+    client.consumables.create("lic", 1)
+    client.definitions.register("report", {"image": "busybox", "max_concurrent": 1, "consumables": {"lic": 1}})
+    first, second = (client.submit({"definition": "report"}) for _ in range(2))
+    ahead, behind = (client.submit({"image": "busybox", "share": "alice"}, queue="lab") for _ in range(2))
+    assert claim(yard) == [first]
+    Intake(yard).run(CONFIG)
+    found = {one.code: one for one in client.why(second)}
+    assert 'job definition "report" runs 1 job at once at most' in found["max_concurrent"].text
+    assert "0 of 1 are free, 1 job holds" in found["consumable"].text
+    assert client.status(second).consumables == {"lic": 1}
+    found = {one.code: one for one in client.why(behind)}
+    assert found["share"].details == {"share": "alice", "shares": 1, "before": 0}
+    assert found["place"].details["ahead"] == 1
+    assert client.status(ahead).share == "alice"

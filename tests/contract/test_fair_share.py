@@ -206,9 +206,13 @@ def test_the_501st_share_is_refused_and_a_known_one_is_not(yard: Yard) -> None:
 
 def test_some_of_the_vcpus_stay_free_for_shares_that_are_not_active_yet(yard: Yard) -> None:
     configure(yard, here={**HERE, "max_vcpus": 16}, compute_reservation=50)
-    for _ in range(32):
+    for _ in range(31):
         put(yard, "A")
+    put(yard, "A", job_id="A-last")
     assert len(claim(yard, 32)) == 8  # of 16, half
+    place = yard.place("A-last")
+    assert place is not None
+    assert place.vcpus == 0
     put(yard, "B")
     assert shares_of(claim(yard, 32)) == {"A": 3, "B": 1}  # now a quarter
 

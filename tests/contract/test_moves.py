@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from batchyard.broker import functions, keys
+from batchyard.broker.consumables import Consumables
 from batchyard.broker.dependencies import Dependency
 from batchyard.broker.record import Attempt, Claimed
 from batchyard.broker.seal import KeyRing
@@ -26,6 +27,7 @@ from yardtest.redis import RedisServer
 RING = KeyRing.new()
 NODES = ("n1", "n2")
 DEMANDS = st.sampled_from([(1.0, 64), (0.5, 64), (2.0, 128), (3.0, 1024)])
+TOKENED = (0.5, 64)  # jobs that ask for so much ask for a token too, and are of a definition with a limit
 NONE: st.SearchStrategy[list[str]] = st.just([])
 _ids = itertools.count()
 
@@ -51,6 +53,8 @@ class History(RuleBasedStateMachine):
         self.redis: Any = self.yard.redis
         self.redis.flushdb()
         self.yard.prepare()
+        Consumables(self.yard).create("lic", 2)
+        self.redis.hset(keys.LIMITS, "d", 1)
         self.seen: dict[str, State] = {}
         self.nodes = {name: _Node() for name in NODES}
         self.demands: dict[str, float] = {}
@@ -87,6 +91,7 @@ class History(RuleBasedStateMachine):
             eta_ms=int((self.yard.now_s() + 3600) * 1000) if late else 0,
             depends_on=[Dependency.model_validate({"job_id": i, "on_failure": then}) for i, then in how.items()],
             document=RING.seal(b"{}", job_id.encode()),
+            clear={"tokens": '{"lic":1}', "def": "d"} if demand == TOKENED else {},
         )
         assert self.yard.intake([message]) == 1
         self.seen[job_id], self.demands[job_id], self.parents[job_id] = State.SUBMITTED, demand[0], how
@@ -171,6 +176,15 @@ class History(RuleBasedStateMachine):
             assert not self.yard.finish(entry["id"], State.FAILED, {}, [], retention_s=600)
 
     @invariant()
+    def what_is_held_is_what_the_nodes_jobs_took(self) -> None:
+        held = [self.demands[job_id] for node in self.nodes.values() for job_id in node.held]
+        tokened = held.count(TOKENED[0])
+        stock = Consumables(self.yard).show("lic")
+        assert (stock.in_use, stock.jobs, tokened <= 1) == (tokened, tokened, True)
+        counts = {b"q:cpu": len(held), b"v:cpu": int(sum(held) * 1000), b"d:d": tokened}
+        assert self.redis.hgetall(keys.HOLDS) == {k: b"%d" % n for k, n in counts.items() if n}
+
+    @invariant()
     def every_move_is_legal(self) -> None:
         for job_id, before in self.seen.items():
             after = self.yard.record(job_id).state
@@ -219,6 +233,10 @@ class History(RuleBasedStateMachine):
         assert all(self.yard.record(job_id).state.ended for job_id in self.seen)
         left = {k.decode() for k in self.redis.keys("by:*")}
         kept = {
+            keys.CONSUMABLES,
+            keys.consumable("lic"),
+            keys.LIMITS,
+            keys.GATES,
             keys.SEQUENCE,
             keys.JOBS,
             keys.REAPER,

@@ -44,6 +44,15 @@ local function open_gates(s, seen)
   return seen[key] > 0
 end
 
+-- What a queue with shares may still take of the milli-vCPUs, with some kept for shares that are not active yet; all of
+-- it when it runs nothing, or a large job could never start.
+local function unreserved(queue, fair)
+  if fair.reservation <= 0 or not fair.most then return math.huge end
+  local held = held_now('v:' .. queue)
+  if held == 0 then return math.huge end
+  return fair.most * (1 - fair.reservation ^ redis.call('HLEN', K.share_open(queue))) - held
+end
+
 local function take_tokens(text)
   local t = num(now())
   for _, token in ipairs(tokens_of(text)) do
@@ -95,5 +104,8 @@ local function give_hold(h, used)
   if h.share then share_runs(h.queue, h.share, -h.mc) end
   if h.tokens then give_tokens(h.tokens, used) end
   if h.definition then count_held('d:' .. h.definition, -1) end
-  if h.tokens or h.definition or policy_of(h.queue).max_concurrent then gate_opened(h.queue) end
+  local policy = policy_of(h.queue)
+  if h.tokens or h.definition or policy.max_concurrent or (policy.fair and policy.fair.reservation > 0) then
+    gate_opened(h.queue)
+  end
 end
