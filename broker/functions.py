@@ -18,6 +18,7 @@ LIBRARY = "batchyard"
 _SHARED = (
     "base",
     "index",
+    "reserving",
     "holding",
     "gangs",
     "moves",

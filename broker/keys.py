@@ -29,6 +29,8 @@ DEFINITIONS_ACTIVE = "by:defs:active"  # hash: name -> its latest ACTIVE revisio
 DEFINITIONS_VERSION = "by:defs:version"  # changes whenever a definition does
 SCHEDULES = "by:schedules"  # set: names of schedules
 SCHEDULES_DUE = "by:schedules:due"  # zset: ms when it is to fire next -> name; ENABLED ones only
+RESERVATIONS = "by:reservations"  # zset: since ms -> node that is kept for one job
+GANG_RESERVED = "by:gangs:reserved"  # the gang that nodes are kept for
 GANG_QUEUES = "by:gangs"  # set: queues in which jobs of several nodes wait
 WAKE = "by:wake"  # channel: work for nodes; message = queue
 DUTY = "by:duty"  # channel: work for the controller

@@ -3,7 +3,8 @@
 -- node and comes before all else, has an eighth: JSON, see member_row.
 -- Up to `count` jobs that fit what is free, queues in the order given, most urgent class first. A repeated claim id
 -- gets the answer of the first call. more = 1: looked at the bounded number of jobs and found none; ask again.
--- Keys: node, node_jobs, leases, reaper, job, class, heads, counts, demands, delayed, expiring, outbox.
+-- A node that is reserved for a job gives out nothing else, see shared/reserving.lua.
+-- Keys: node, nodes, reservations, node_jobs, leases, reaper, job, class, heads, counts, demands, delayed, expiring, outbox.
 local LOOKS = 32                               -- jobs looked at in coarse classes in one call
 
 -- Where this node's walk through the coarse classes of a queue stopped: so every job is looked at in the end, however
@@ -26,7 +27,7 @@ local function look_into(queue, class, from, most, free)
 end
 
 -- One call walks LOOKS jobs on. A walk ends with a job that fits, or behind the last one: then there is none.
-local function pick(queue, free, node)
+local function pick(queue, free, node, watch)
   local mark, left, walking, from, resume = 'at:' .. queue, LOOKS, false, 0, nil
   for _, class in ipairs(redis.call('ZRANGE', K.heads(queue), 0, CLASSES)) do
     local s = shape(class)
@@ -46,6 +47,8 @@ local function pick(queue, free, node)
         left, resume = left - looked, nil
         if left == 0 then redis.call('HSET', K.node(node), mark, from + looked .. ' ' .. class) end
       end
+    else
+      overtake(watch, queue, class, s)
     end
   end
   if walking and left > 0 then redis.call('HDEL', K.node(node), mark) end
@@ -53,8 +56,8 @@ local function pick(queue, free, node)
 end
 
 local function repeated(node, claim)
-  local last = redis.call('HMGET', K.node(node), 'claim', 'claimed', 'placed')
-  if last[1] ~= claim then return nil, last[3] end
+  local last = redis.call('HMGET', K.node(node), 'claim', 'claimed', 'placed', 'room', 'reserved')
+  if last[1] ~= claim then return nil, last[3], last[4], last[5] end
   local out = {0}
   for id in string.gmatch(last[2], '%S+') do
     local h = redis.call('HMGET', K.job(id), 'token', 'used', 'doc', 'queue', 'created', 'interruptions', 'member_of')
@@ -67,22 +70,39 @@ local function repeated(node, claim)
   return out
 end
 
+-- The job that the node is reserved for, if it fits now. -> whether the node gives out nothing else
+local function take_reserved(node, claim, lease, reserved, watch, free, argv, out, ids)
+  local queues = {}
+  for i = 9, #argv do queues[argv[i]] = true end
+  local what, id, queue, class, demand = of_reserved(node, reserved, free, watch and watch.total or free, queues)
+  if what == 'take' then
+    out[#out + 1] = lease_out(id, node, claim, lease)
+    ids[#ids + 1] = id
+    index_remove(queue, class, id)
+    drop_reservation(node, id)
+    for k = 1, 4 do free[k] = free[k] - demand[k] end
+  end
+  return what == 'wait'
+end
+
 register('claim', function(_, argv)
   local node, claim, lease = argv[1], argv[2], tonumber(argv[3])
   local free = {tonumber(argv[4]), tonumber(argv[5]), tonumber(argv[6]), tonumber(argv[7])}
-  local again, placed = repeated(node, claim)
+  local again, placed, room, reserved = repeated(node, claim)
   if again then return again end
   reap(lease, 8)
   local out, ids, more = {0}, {}, false
   if placed then ids = take_placed(node, placed, out, free) end
-  for i = 9, #argv do
+  local watch = watch_of(node, room, free)
+  local full = reserved and take_reserved(node, claim, lease, reserved, watch, free, argv, out, ids)
+  for i = 9, full and 0 or #argv do
     local queue = argv[i]
     due(queue, 8)
     local skips = 0
     while #ids < tonumber(argv[8]) and skips < 32 do
-      local id, class, unfinished = pick(queue, free, node)
+      local id, class, unfinished = pick(queue, free, node, watch)
       more = more or unfinished
-      if not id then break end
+      if not id or held_back(watch, lease) then break end
       local h = redis.call('HMGET', K.job(id), 'mc', 'mem', 'gpu', 'disk', 'expires')
       if not h[1] then
         skips = skips + 1                      -- the record is gone; so is the job

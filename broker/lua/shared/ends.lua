@@ -16,6 +16,7 @@ end
 
 -- An end is decided for a job that no node holds: it waits for nothing any more.
 local function withdraw(id, queue, class)
+  unreserve(id)
   if class then index_remove(queue, class, id) else gang_remove(queue, id) end
   redis.call('ZREM', K.delayed(queue), id)
   redis.call('ZREM', K.expiring, id)

@@ -18,7 +18,7 @@ local function lease_out(id, node, claim, lease)
   local h = redis.call('HMGET', job, 'mc', 'mem', 'gpu', 'disk', 'used', 'doc', 'queue', 'created', 'interruptions')
   hold(id, node, num(now() + lease), h)
   become(id, 'STARTING', 'token', token, 'node', node)
-  redis.call('HDEL', job, 'class')
+  redis.call('HDEL', job, 'class', 'overtaken', 'reserved')
   return {id, token, (tonumber(h[5]) or 0) + 1, h[6], h[7], h[8], tonumber(h[9]) or 0}
 end
 
