@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -33,6 +33,12 @@ class Dependency(OrText):
     @classmethod
     def _short_form(cls, value: Any) -> Any:
         return {"job_id": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if "#" in self.job_id:
+            raise ValueError(f"one node of a job is not waited for; name the job, {self.job_id.partition('#')[0]}")
+        return self
 
     @model_serializer(mode="wrap")
     def _short_again(self, dump: SerializerFunctionWrapHandler) -> Any:

@@ -35,6 +35,7 @@ _FIELDS = (
     "profile",
     "network",
     "user",
+    "nodes",
 )
 _MAPS = {"environment": "env", "secrets": "secret", "parameters": "param", "tags": "tag", "outputs": "output"}
 _QUEUE = "cpu"
@@ -117,6 +118,7 @@ _EXAMPLES = examples(
     "--profile", type=click.Choice(["strict", "aws"]), help="How the container is confined.  [default: strict]"
 )
 @click.option("--network", type=click.Choice(["none", "bridge", "host"]), help="[default: none in profile strict]")
+@click.option("--nodes", type=int, help="Run on so many nodes at once, one container each.")
 @click.option("--user", metavar="UID[:GID]", help="Who the command runs as.")
 @click.option(
     "--depends-on",

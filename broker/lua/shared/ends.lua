@@ -25,6 +25,7 @@ end
 
 -- See cancel.lua, which says what it answers. keep: seconds.
 local function cancel_job(id, reason, terminate, keep)
+  id = redis.call('HGET', K.job(id), 'member_of') or id     -- one node's part of a job stands for the whole
   local job = K.job(id)
   local h = redis.call('HMGET', job, 'state', 'queue', 'class', 'node', 'ending', 'gang', 'main')
   if not h[1] then
