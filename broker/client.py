@@ -30,6 +30,7 @@ from .errors import BlobMissing, BrokerUnavailable, InvalidConfig, InvalidJob, N
 from .events import Events
 from .facts import gather
 from .functions import words
+from .gangs import Gangs
 from .heads import Heads, Snapshot
 from .job import DIGEST, Job, check_sources, of_step_before
 from .joblog import JobLog
@@ -193,6 +194,10 @@ class Client:
         """Raises NotFound."""
         return self.yard.record(job_id)
 
+    def members(self, record: Record) -> builtins.list[Record]:
+        """The nodes of a job of several, by index; their ids are `<job id>#<index>`. None before it was placed."""
+        return Gangs(self.yard).members(record)
+
     def whole_id(self, name: str, *, least: int = 4) -> str:
         """The id of one of the newest 1,000 jobs that begins like this; a name that none has, or that is a job's own,
         stays as it is. Only ids that Celery made are found. Raises InvalidConfig: several begin so, or
@@ -200,6 +205,10 @@ class Client:
         """
         if (array := parent_of(name)) is not None:
             return f"{self.whole_id(array, least=least)}:{index_of(name)}"
+        name, sharp, index = name.partition("#")
+        return self._whole_id(name, least) + sharp + index
+
+    def _whole_id(self, name: str, least: int) -> str:
         if not _SHORT_ID.fullmatch(name) or self.records([name]):
             return name
         ids = self.yard.guard(lambda: self.yard.redis.zrevrange(keys.JOBS, 0, _SHORT_OF - 1))
@@ -290,7 +299,15 @@ class Client:
         over all its attempts. awaited: a job that is not taken in yet is waited for, as `wait` does. Raises NotFound
         (no such job, or no log), and what the blob store raises.
         """
-        return JobLog(self.yard, self._blobs, job_id).lines(follow=follow, awaited=awaited)
+        return JobLog(self.yard, self._blobs, self._of_main(job_id)).lines(follow=follow, awaited=awaited)
+
+    def _of_main(self, job_id: str) -> str:
+        """What the main node of a job says is the job's own."""
+        whole, sharp, index = job_id.partition("#")
+        if not sharp:
+            return job_id
+        found = self.records([whole]).get(whole)
+        return whole if found is not None and str(found.main) == index else job_id
 
     def cancel(self, job_id: str, reason: str = "cancelled by its owner", *, terminate: bool = True) -> CancelAnswer:
         """Ends a job in any state; one not taken in yet ends when it comes. terminate=False spares a running one."""

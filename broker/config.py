@@ -9,6 +9,7 @@ environments:
 schedules:
   nightly: {cron: "30 2 * * *", timezone: Europe/Berlin, definition: report}    # see `schedule.Schedule`
 lease_s: 30
+reserve_after_s: 60    # how long others may overtake a job before a node is kept for it
 
 A file without `schedules` leaves those of the file before as they are; `schedules: {}` removes them. So it is with
 `queues` and `environments`. What was made at run time (`queues.Queues`) stays, whatever a file says of others.
@@ -93,11 +94,16 @@ class Made(_Frozen):
 
 
 class Config(_Frozen):
-    """The whole configuration. Times in seconds."""
+    """The whole configuration. Times in seconds.
+
+    reserve_after_s: how long others may overtake a job that waits for more room than any node has free, before a node
+    (or several, for a job of several nodes) is kept for it.
+    """
 
     queues: Annotated[dict[Name, Queue], Field(min_length=1)]
     environments: Annotated[dict[Name, Environment], Field(min_length=1)]
     lease_s: Annotated[float, Field(ge=1, le=3600)] = 30
+    reserve_after_s: Annotated[float, Field(ge=0, le=30 * 86400)] = 60
     retention_s: Annotated[int, Field(ge=60)] = 14 * 86400
     result_expires_s: Annotated[int, Field(ge=60)] = 86400
     # Kept apart in Redis, and sealed: a job's environment may be private.

@@ -63,7 +63,9 @@ class Duties:
         """Gangs that wait, not more often than PLACE_S while none can be placed: each look goes over all nodes."""
         if time.monotonic() < self._next_place:
             return False
-        more, placed = self._gangs.place(config.by_priority(), lease_s=config.lease_s)
+        more, placed = self._gangs.place(
+            config.by_priority(), lease_s=config.lease_s, reserve_after_s=config.reserve_after_s
+        )
         self._next_place = 0.0 if placed else time.monotonic() + PLACE_S
         return more
 

@@ -40,6 +40,8 @@ class Dependency(OrText):
 
     @model_validator(mode="after")
     def _whose(self) -> Self:
+        if "#" in self.job_id:
+            raise ValueError(f"one node of a job is not waited for; name the job, {self.job_id.partition('#')[0]}")
         if self.type == "SEQUENTIAL" and self.job_id:
             raise ValueError("SEQUENTIAL is among the children of the job itself; leave out job_id, or say N_TO_N")
         if self.type != "SEQUENTIAL" and not self.job_id:

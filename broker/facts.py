@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from . import keys
+from . import keys, why_gang
 from .config import Config
 from .record import Record, from_hash
 from .state import State
@@ -52,7 +52,10 @@ def gather(client: Client, job_id: str) -> Facts:
         revoked=told["revoked"],
         ending=told["ending"],
         queue_state=queue.state if queue else None,
-        nodes=_nodes(client, nodes[:_MOST_NODES], now_s),
+        nodes=_nodes(client, nodes[:_MOST_NODES], now_s, job_id),
+        runs=why_gang.runs(raw),
+        kept=why_gang.kept(raw) if record.state is State.RUNNABLE else None,
+        returning=b"back" in raw,
         cancelled=client.cancelled(record),
         **_of_array(client, record, raw),
     )
@@ -115,7 +118,7 @@ def _served_first(client: Client, record: Record, nodes: Sequence[NodeView], con
     return {queue: depth[queue].index for queue in queues if depth[queue].index}
 
 
-def _nodes(client: Client, nodes: Sequence[NodeView], now_s: float) -> tuple[NodeFacts, ...]:
+def _nodes(client: Client, nodes: Sequence[NodeView], now_s: float, job_id: str) -> tuple[NodeFacts, ...]:
     """Free is what the node has less what its jobs ask for: its own word on that is as old as its last beat."""
     yard = client.yard
     pipe = yard.redis.pipeline(transaction=False)
@@ -123,14 +126,17 @@ def _nodes(client: Client, nodes: Sequence[NodeView], now_s: float) -> tuple[Nod
         pipe.smembers(keys.node_jobs(node.name))
     held: list[set[bytes]] = yard.guard(pipe.execute) if nodes else []
     asked = yard.redis.pipeline(transaction=False)
-    for job_id in (i for ids in held for i in sorted(ids)):
-        asked.hmget(keys.job(job_id.decode()), "mc", "mem", "gpu", "disk")
+    for one in (i for ids in held for i in sorted(ids)):
+        asked.hmget(keys.job(one.decode()), "mc", "mem", "gpu", "disk")
     demands = iter(yard.guard(asked.execute) if any(held) else [])
-    return tuple(_node(node, [next(demands) for _ in ids], now_s) for node, ids in zip(nodes, held, strict=True))
+    return tuple(
+        _node(node, [next(demands) for _ in ids], now_s, job_id) for node, ids in zip(nodes, held, strict=True)
+    )
 
 
-def _node(node: NodeView, demands: Sequence[Sequence[bytes | None]], now_s: float) -> NodeFacts:
+def _node(node: NodeView, demands: Sequence[Sequence[bytes | None]], now_s: float, job_id: str) -> NodeFacts:
     about, total = node.about, _amounts(node.about)
+    kept_for = about.get("reserved", "").partition(" ")[0]
     free = None
     if total is not None:
         taken = [sum(float(d[n] or 0) for d in demands) for n in range(4)]
@@ -151,6 +157,7 @@ def _node(node: NodeView, demands: Sequence[Sequence[bytes | None]], now_s: floa
         free=free,
         gpu_types=_types(about.get("gpu_types", "")),
         free_gpu_types=_types(about.get("free_gpu_types", "")),
+        kept_for="" if kept_for == job_id else kept_for,
     )
 
 

@@ -27,12 +27,13 @@ class Gangs:
     def __init__(self, yard: Yard) -> None:
         self._yard, self._functions = yard, Functions(yard.redis)
 
-    def place(self, queues: Sequence[str], *, lease_s: float) -> tuple[bool, list[str]]:
+    def place(self, queues: Sequence[str], *, lease_s: float, reserve_after_s: float) -> tuple[bool, list[str]]:
         """(call again, ids of the jobs that got all their nodes). queues: most urgent first. May be called at any time.
 
-        Raises BrokerUnavailable.
+        reserve_after_s: after so long nodes are kept for the first one that has no room. Raises BrokerUnavailable.
         """
-        more, *placed = self._functions.call("place", uuid.uuid4().hex, int(lease_s * 1000), *queues)
+        times = int(lease_s * 1000), int(reserve_after_s * 1000)
+        more, *placed = self._functions.call("place", uuid.uuid4().hex, *times, *queues)
         return bool(more), [one.decode() for one in placed]
 
     def lives(self, job_id: str, placement: int) -> bool:

@@ -40,6 +40,8 @@ HOLDS_SINCE = "by:holds:since"  # hash: d:<definition> -> ms of its last job's c
 LIMITS = "by:limits"  # hash: name of a job definition -> how many of its jobs may run at once
 GATES = "by:gates"  # counter: changes whenever something is free again that is counted beside nodes' resources
 CONSUMABLES = "by:consumables"  # set: names of consumable resources
+RESERVATIONS = "by:reservations"  # zset: since ms -> node that is kept for one job
+GANG_RESERVED = "by:gangs:reserved"  # the gang that nodes are kept for
 GANG_QUEUES = "by:gangs"  # set: queues in which jobs of several nodes wait
 WAKE = "by:wake"  # channel: work for nodes; message = queue
 DUTY = "by:duty"  # channel: work for the controller

@@ -460,7 +460,8 @@ class Yard:
         out = {}
         for name, ms in self.guard(lambda: self.redis.zrange(keys.NODES, 0, -1, withscores=True)):
             fields = {k.decode(): v.decode() for k, v in self._read("HGETALL", keys.node(name.decode())).items()}
-            hidden = [k for k in fields if k in {"claim", "claimed", "placed"} or k.startswith(("at:", "no:", "b:"))]
+            inner = {"claim", "claimed", "placed", "room"}
+            hidden = [k for k in fields if k in inner or k.startswith(("at:", "no:", "b:"))]
             for k in hidden:
                 del fields[k]
             jobs = self._read("SCARD", keys.node_jobs(name.decode()))

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .arrays import Array
 from .record import Record
 from .state import State
+
+if TYPE_CHECKING:
+    from .why_gang import Kept
 
 _MOST_NODES = 8  # of a kind that are named; more are counted
 
@@ -34,7 +37,10 @@ _UNITS = {"vcpus": "vCPU", "memory_mib": "MiB of memory", "gpus": "GPU", "disk_g
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeFacts:
-    """A node that serves the job's queue. total, free: None where it has not said. quiet_s: since it was heard of."""
+    """A node that serves the job's queue. total, free: None where it has not said. quiet_s: since it was heard of.
+
+    kept_for: another job, for which it takes no others.
+    """
 
     name: str
     up: bool
@@ -46,6 +52,7 @@ class NodeFacts:
     free: Amounts | None
     gpu_types: Mapping[str, int] = field(default_factory=dict)
     free_gpu_types: Mapping[str, int] = field(default_factory=dict)
+    kept_for: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +84,8 @@ class Facts:
     depends_on: those that it still waits for, with their states. retry_at_s: when it is tried again.
     revoked: a cancel that spares the running job. ending: its end is decided, and is being written.
     array_goes: of an array that waits for nothing but its children; child: one of them that waits, while none runs.
-    stored_cancel: of a job that has not come yet. dead: why its message was no job.
+    stored_cancel: of a job that has not come yet. dead: why its message was no job. runs: of a job of several nodes,
+    what they ask for. kept: the nodes that are kept for it. returning: its nodes give it up, then it waits again.
     """
 
     job_id: str
@@ -104,6 +112,9 @@ class Facts:
     turn: tuple[int, int] | None = None
     gates: tuple[GateFacts, ...] = ()
     unreserved_vcpus: float | None = None
+    runs: tuple[tuple[int, Amounts], ...] = ()
+    kept: Kept | None = None
+    returning: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,12 +206,15 @@ def _held(r: Record, f: Facts) -> list[Reason]:
     found: list[Reason] = []
     if r.cancelling:
         found.append(Reason(code="stopping", text=f"it was cancelled and is being stopped on {r.node}"))
+    elif f.returning:
+        found.append(Reason(code="returning", text=f"its nodes give it up, then it waits again: {r.reason}"))
     elif r.state is State.STARTING:
         doing = f": {r.progress}" if r.progress else ""
         found.append(Reason(code="starting", text=f"node {r.node} has taken it and makes it ready{doing}"))
     else:
         since = "" if r.started is None else f" for {_span(f.now_s - r.started)}"
-        found.append(Reason(code="running", text=f"it runs on {r.node}{since}"))
+        nodes = f" as the main one of {r.gang} nodes" if r.gang else ""
+        found.append(Reason(code="running", text=f"it runs on {r.node}{nodes}{since}"))
     if f.revoked:
         found.append(Reason(code="revoked", text=f"it may end by itself, and is not run again: {f.revoked}"))
     silent = next((n for n in f.nodes if n.name == r.node and not n.up), None)
@@ -236,8 +250,12 @@ def _waiting(r: Record, f: Facts) -> list[Reason]:
         )
         found.append(_reason("queue_disabled", text, queue=r.queue))
     if r.state is State.RUNNABLE:
+        from . import why_gang
+
         found += [_gate(one, f) for one in f.gates if one.free < one.need]
         found += _place(r, f)
+        found += why_gang.reservations(f)
+        found += why_gang.room(r, f) if f.runs else []
         found += _nodes(r, f)
     if f.expires_s is not None:
         left = f.expires_s - f.now_s
@@ -334,13 +352,15 @@ def _place(r: Record, f: Facts) -> list[Reason]:
 def _nodes(r: Record, f: Facts) -> list[Reason]:
     """What each node that serves the queue has to say, the nearest to taking the job first."""
     need = Amounts(vcpus=r.vcpus, memory_mib=r.memory_mib, gpus=r.gpus, disk_gib=r.disk_gib)
+    if f.runs:
+        need = max((each for _, each in f.runs), key=lambda one: (one.gpus, one.vcpus, one.memory_mib))
     up = [n for n in f.nodes if n.up]
     if not up:
         silent = f" ({', '.join(n.name for n in f.nodes[:_MOST_NODES])} silent)" if f.nodes else ""
         text = f'no node is up that serves queue "{r.queue}"{silent}; start one, see `batchyard nodes`'
         return [_reason("no_node", text, queue=r.queue, silent=[n.name for n in f.nodes])]
     told = [_of_node(n, need, r.gpu_type) for n in up]
-    order = ("has_room", "lacks_now", "full", "draining", "silent_on_size", "too_small")
+    order = ("has_room", "kept", "lacks_now", "full", "draining", "silent_on_size", "too_small")
     found: list[Reason] = []
     for code in order:
         of_kind = [one for one in told if one.code == code]
@@ -366,6 +386,8 @@ def _of_node(n: NodeFacts, need: Amounts, gpu_type: str = "") -> Reason:
         return _reason("too_small", text, node=n.name, lacks={"gpus": need.gpus - n.gpu_types.get(gpu_type, 0)})
     if n.draining:
         return _reason("draining", f"node {n.name} is leaving and takes no more jobs", node=n.name)
+    if n.kept_for:
+        return _reason("kept", f"node {n.name} is kept for job {n.kept_for}", node=n.name, kept_for=n.kept_for)
     if lacks := n.free.lacks(need):
         text = f"it fits {n.name} when empty; {n.name} now lacks {_short(lacks, n.total)}"
         return _reason("lacks_now", f"{text} ({_count(n.jobs, 'job')} there)", node=n.name, lacks=lacks)

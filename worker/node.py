@@ -367,9 +367,15 @@ class Node:
             "labels": json.dumps(options.labels),
             "environment": options.environment,
             "gangs": self._gangs,
+            "room": self._room(),
             "home": self._home,
             "state": "DRAINING" if self._closing.is_set() else "READY",
         }
+
+    def _room(self) -> str:
+        """What it has when empty and how long it lets a job be overtaken, as a claim looks at it."""
+        has, after_ms = self.ledger.capacity, int(self.tools.config.reserve_after_s * 1000)
+        return f"{has.vcpus_milli},{has.memory_mib},{has.gpus},{has.disk_mib},{after_ms}"
 
     # -- calls
     def _stand_in_loop(self) -> None:

@@ -37,18 +37,25 @@ def status(doors: Doors, ids: Sequence[str], as_json: bool) -> int:
                 records.append(client.status(client.whole_id(job_id)))
             except NotFound as error:
                 unknown.append(error)
+        members = {r.id: client.members(r) for r in records if r.gang}
     if as_json and (records or len(ids) > 1):
-        print_json([r.as_json() for r in records] if len(ids) > 1 else records[0].as_json())
+        told = [_as_json(r, members.get(r.id)) for r in records]
+        print_json(told if len(ids) > 1 else told[0])
     for n, record in enumerate([] if as_json else records):
         if n:
             click.echo()
-        _print_record(record)
+        _print_record(record, members.get(record.id, []))
     for one in unknown:
         click.echo(f"error: {one}", err=True)
     return 1 if unknown else 0
 
 
-def _print_record(r: Record) -> None:
+def _as_json(r: Record, members: Sequence[Record] | None) -> dict[str, Any]:
+    told = r.as_json()
+    return told if members is None else {**told, "members": [one.as_json() for one in members]}
+
+
+def _print_record(r: Record, members: Sequence[Record]) -> None:
     outputs = (r.result or {}).get("outputs") or {}
     facts = [
         ("id", r.id), ("name", r.name), ("state", str(r.state)), ("array", r.array.told() if r.array else ""),
@@ -63,6 +70,7 @@ def _print_record(r: Record) -> None:
         ("started", show.moment(r.started)), ("ended", show.moment(r.ended)), ("ran", show.took(r, time.time())),
         ("lost nodes", str(r.losses or "")), ("interruptions", str(r.interruptions or "")), ("log", r.log or ""),
     ]  # fmt: skip
+    facts += [(f"node {n}{' (main)' if n == r.main else ''}", _member(one)) for n, one in enumerate(members)]
     facts += [(f"depends on {on.job_id or 'itself'}", _dependency(on, r)) for on in r.depends_on]
     facts += [(f"attempt {n}", _attempt(a)) for n, a in enumerate(r.attempts, 1)]
     facts += [
@@ -70,6 +78,12 @@ def _print_record(r: Record) -> None:
         for name, o in outputs.items()
     ]
     show.print_facts(facts)
+
+
+def _member(m: Record) -> str:
+    code = "" if m.exit_code is None else f", exit {m.exit_code}"
+    why = f": {m.reason}" if m.reason else ""
+    return f"{m.state} on {m.node}, {m.vcpus:g} vCPU, {m.memory_mib} MiB{code}{why}"
 
 
 def _dependency(on: DependsOn, r: Record) -> str:

@@ -39,6 +39,7 @@ _FIELDS = (
     "network",
     "user",
     "array_size",
+    "nodes",
 )
 _MAPS = {
     "environment": "env",
@@ -135,6 +136,7 @@ _EXAMPLES = examples(
     "--profile", type=click.Choice(["strict", "aws"]), help="How the container is confined.  [default: strict]"
 )
 @click.option("--network", type=click.Choice(["none", "bridge", "host"]), help="[default: none in profile strict]")
+@click.option("--nodes", type=int, help="Run on so many nodes at once, one container each.")
 @click.option("--user", metavar="UID[:GID]", help="Who the command runs as.")
 @click.option(
     "--depends-on",

@@ -4,9 +4,10 @@
 -- Up to `count` jobs that fit what is free, queues in the order given; in a queue with shares the share that has used
 -- least, then its most urgent class. A repeated claim id gets the answer of the first call. more = 1: looked at the
 -- bounded number of jobs or classes and found none; ask again. more (JSON): "types": free devices, "a100:2,t4:1",
--- "has": short hashes of inputs that the node holds, "0123abcd …".
--- Keys: node, node_jobs, leases, reaper, job, class, heads, counts, demands, delayed, expiring, outbox, policies, holds,
--- limits, consumable, gates, overflow, the shares'.
+-- "has": short hashes of inputs that the node holds, "0123abcd …". A node that is reserved for a job gives out nothing
+-- else, see shared/reserving.lua.
+-- Keys: node, nodes, reservations, node_jobs, leases, reaper, job, class, heads, counts, demands, delayed, expiring,
+-- outbox, policies, holds, limits, consumable, gates, overflow, the shares'.
 local LOOKS = 32                               -- jobs looked at in coarse classes in one call
 local AMONG, PASSES = 8, 8                     -- first jobs of a class of which one may pass the others; how often
 local CLASS_LOOKS = 256                        -- classes looked at in vain, in one call, in lanes of shares
@@ -84,6 +85,8 @@ local function pick(lane, free, c)
         left, resume = left - looked, nil
         if left == 0 then redis.call('HSET', K.node(node), mark, from + looked .. ' ' .. class) end
       end
+    elseif c.watch and not fits(s, free) and (not s.gated or open_gates(s, seen)) then
+      overtake(c.watch, lane, class, s)
     end
   end
   if walking and left > 0 then redis.call('HDEL', K.node(node), mark) end
@@ -141,8 +144,10 @@ end
 
 -- Shares in which this node has found nothing since anything changed that could help: it has no more free than it
 -- had, no lane has got anything new, no gate has opened.
-local function in_vain(queue, free, node, types)
-  local now_is = (redis.call('GET', K.news(queue)) or '') .. ' ' .. (redis.call('GET', K.gates) or '') .. ' ' .. types
+local function in_vain(queue, free, c)
+  local node, anew = c.node, c.watch and c.watch.after / 4 or 0    -- jobs that others overtake are to be seen as such
+  local now_is = (redis.call('GET', K.news(queue)) or '') .. ' ' .. (redis.call('GET', K.gates) or '') .. ' ' .. c.types
+    .. ' ' .. (anew > 0 and num(math.floor(now() / anew)) or '')
   local tried = {now = now_is, shares = {}, changed = false}
   local mark = redis.call('HGET', K.node(node), 'no:' .. queue)
   if not mark then return tried end
@@ -181,7 +186,7 @@ local function pick_of(c, queue, q)
   local free = {math.min(c.free[1], unreserved(queue, q.fair)), c.free[2], c.free[3], c.free[4], types = c.free.types}
   if free[1] <= 0 then return nil end
   if not q.rows then
-    q.tried = in_vain(queue, free, c.node, c.types)
+    q.tried = in_vain(queue, free, c)
     q.rows = line_up(queue, q.fair, q.tried.shares)
   end
   while true do
@@ -200,9 +205,13 @@ local function pick_of(c, queue, q)
   end
 end
 
+-- -> the answer of this claim, when it was made before; else nil, and what is known of the node
 local function repeated(node, claim)
-  local last = redis.call('HMGET', K.node(node), 'claim', 'claimed', 'placed')
-  if last[1] ~= claim then return nil, last[3] end
+  local last = redis.call('HMGET', K.node(node), 'claim', 'claimed', 'placed', 'room', 'reserved', 'environment',
+    'gpu_types')
+  if last[1] ~= claim then
+    return nil, {placed = last[3], room = last[4], reserved = last[5], environment = last[6], gpu_types = last[7]}
+  end
   local out = {0}
   for id in string.gmatch(last[2], '%S+') do
     local h = redis.call('HMGET', K.job(id), 'token', 'used', 'doc', 'queue', 'created', 'interruptions', 'member_of')
@@ -230,28 +239,57 @@ local function runs_still(queue, place, id, h)
   end
 end
 
+-- h: mc, mem, gpu, disk, expires, tokens, def, gpu_type of its record
+local function give_out(c, queue, place, id, h)
+  c.out[#c.out + 1] = lease_out(id, c.node, c.claim, c.lease)
+  c.ids[#c.ids + 1] = id
+  index_remove(queue, place, id)
+  for k = 1, 4 do c.free[k] = c.free[k] - tonumber(h[k]) end
+  for kind, n in pairs(c.free.types) do        -- of which type an untyped job's devices are is the node's to say
+    if not h[8] or h[8] == kind then c.free.types[kind] = n - tonumber(h[3]) end
+  end
+  if h[6] or h[7] then c.seen = {} end
+end
+
+local function room_of(queue)
+  local most = policy_of(queue).max_concurrent
+  return most and most - held_now('q:' .. queue) or math.huge
+end
+
+-- The job that the node is reserved for, if it fits now and may run. -> whether the node gives out nothing else
+local function take_reserved(c, reserved, queues)
+  local told = {}
+  for _, queue in ipairs(queues) do told[queue] = true end
+  local what, id, queue, place, h = of_reserved(c.node, reserved, c.free, c.watch and c.watch.total or c.free, told)
+  if what ~= 'take' then return what == 'wait' end
+  local lane, class = lane_of(queue, place)
+  local s = shape(redis.call('HGET', K.demands(lane), id) or class)
+  drop_reservation(c.node, id)
+  if room_of(queue) > 0 and not closing(id) and (not s.gated or open_gates(s, c.seen)) then
+    give_out(c, queue, place, id, h)
+  else
+    redis.call('HDEL', K.job(id), 'reserved')
+  end
+  return false
+end
+
 local function take_from(c, queue)
-  local policy, skips = policy_of(queue), 0
-  local q = {fair = policy.fair}
-  local room = policy.max_concurrent and policy.max_concurrent - held_now('q:' .. queue) or math.huge
+  local room, skips = room_of(queue), 0
+  local q = {fair = policy_of(queue).fair}
   while room > 0 and #c.ids < c.count and skips < 32 do
     local id, place, unfinished = pick_of(c, queue, q)
     c.more = c.more or unfinished
     if not id then break end
     local h = redis.call('HMGET', K.job(id), 'mc', 'mem', 'gpu', 'disk', 'expires', 'tokens', 'def', 'gpu_type', 'ready')
     if h[1] and left_to_earlier(queue, c.environment, h[9]) > 0 then break end
-    if runs_still(queue, place, id, h) then
-      c.out[#c.out + 1] = lease_out(id, c.node, c.claim, c.lease)
-      c.ids[#c.ids + 1] = id
-      index_remove(queue, place, id)
-      for k = 1, 4 do c.free[k] = c.free[k] - tonumber(h[k]) end
-      for kind, n in pairs(c.free.types) do    -- of which type an untyped job's devices are is the node's to say
-        if not h[8] or h[8] == kind then c.free.types[kind] = n - tonumber(h[3]) end
-      end
-      if h[6] or h[7] then c.seen = {} end
-      room = room - 1
-    else
+    if not runs_still(queue, place, id, h) then
       skips = skips + 1
+    elseif held_back(c.watch, c.lease) then
+      c.kept = true
+      break
+    else
+      give_out(c, queue, place, id, h)
+      room = room - 1
     end
   end
   if q.tried then keep_in_vain(queue, c.node, q.tried.free or c.free, q.tried) end
@@ -260,23 +298,24 @@ end
 
 register('claim', function(_, argv)
   local node, claim, lease = argv[1], argv[2], tonumber(argv[3])
-  local free = {tonumber(argv[4]), tonumber(argv[5]), tonumber(argv[6]), tonumber(argv[7]), types = {}}
-  local again, placed = repeated(node, claim)
+  local free = {tonumber(argv[4]), tonumber(argv[5]), tonumber(argv[6]), tonumber(argv[7])}
+  local again, about = repeated(node, claim)
   if again then return again end
   local more = argv[9] ~= '' and cjson.decode(argv[9]) or {}
   local types = more.types or ''
-  for kind, n in string.gmatch(types, '([^:,]+):(%d+)') do free.types[kind] = tonumber(n) end
+  free.types = types_of(types)
   reap(lease, 8)
   local c = {node = node, claim = claim, lease = lease, free = free, count = tonumber(argv[8]), types = types,
-    environment = redis.call('HGET', K.node(node), 'environment'), seen = {}, out = {0}, ids = {}, more = false}
-  if placed then c.ids = take_placed(node, placed, c.out, free) end
-  c.has = more.has
+    environment = about.environment, has = more.has, seen = {}, out = {0}, ids = {}, more = false}
+  if about.placed then c.ids = take_placed(node, about.placed, c.out, free) end
+  c.watch = watch_of(node, about.room, free, about.gpu_types and cjson.decode(about.gpu_types))
+  c.kept = about.reserved and take_reserved(c, about.reserved, {unpack(argv, 10)})
   for i = 10, #argv do
     due(argv[i], 8)
-    take_from(c, argv[i])
+    if not c.kept then take_from(c, argv[i]) end
   end
   if #c.ids > 0 then redis.call('HSET', K.node(node), 'claim', claim, 'claimed', table.concat(c.ids, ' ')) end
-  if placed then redis.call('HDEL', K.node(node), 'placed') end
+  if about.placed then redis.call('HDEL', K.node(node), 'placed') end
   c.out[1] = (c.more and #c.ids == 0) and 1 or 0
   return c.out
 end)

@@ -1,15 +1,16 @@
--- place(placement id, lease ms, queue, …) -> {more, id, …}: the gangs that were given their nodes
+-- place(placement id, lease ms, reserve after ms, queue, …) -> {more, id, …}: the gangs that were given their nodes
 -- All members of a gang are leased out, to a node each, or none: the most urgent gang of the first queue first. A gang
 -- that does not fit now stands in nobody's way. A repeat finds what was placed gone from its queue. more = 1: call again.
--- Members go to the narrowest nodes that fit, those that the fewest nodes fit first.
--- Keys: nodes, node, node_jobs, leases, gangs, gang_queues, job; channel wake.
+-- Members go to the narrowest nodes that fit, those that the fewest nodes fit first. The first gang that has waited for
+-- longer than `reserve after` while it would fit empty nodes has those kept for it, see shared/reserving.lua.
+-- Keys: nodes, node, node_jobs, leases, gangs, gang_queues, gang_reserved, job; channel wake.
 local LOOKS = 16                               -- gangs looked at in one call
 local AT_ONCE_MEMBERS = 128                    -- members placed in one call, but for a gang that has more
 
 local FIRST_NODES = 64                         -- nodes looked at for the first gang; doubled while they do not suffice
 
 local ABOUT = {'vcpus', 'memory_mib', 'gpus', 'disk_gib', 'b:mc', 'b:mem', 'b:gpu', 'b:disk', 'queues', 'gangs',
-  'most_jobs', 'placed'}
+  'most_jobs', 'placed', 'reserved'}
 
 local function one_node(name, least_mc)
   local q = redis.call('HMGET', K.node(name), 'state', 'vcpus', 'b:mc')
@@ -20,7 +21,8 @@ local function one_node(name, least_mc)
   local free = {}
   for k = 1, 4 do free[k] = total[k] - (tonumber(h[4 + k]) or 0) end
   return {name = name, total = total, free = free, queues = ',' .. (h[9] or '') .. ',', domain = h[10] or '',
-    most = tonumber(h[11]), placed = h[12]}
+    most = tonumber(h[11]), placed = h[12],
+    kept_for = h[13] and string.match(h[13], '^(%S+) ')}
 end
 
 -- Nodes that have beaten lately and take jobs, as they are now; more of them at each call of `more`, until it is false.
@@ -44,11 +46,12 @@ local function has_slot(node)
   return not node.most or redis.call('SCARD', K.node_jobs(node.name)) < node.most
 end
 
--- By the network that their members can have in common. -> lists of nodes, in a fixed order
-local function domains(nodes, queue)
+-- By the network that their members can have in common, without those that are kept for others. -> lists of nodes, in a
+-- fixed order
+local function domains(nodes, gang)
   local lists, by = {}, {}
   for _, node in ipairs(nodes) do
-    if serves(node, queue) then
+    if serves(node, gang.queue) and (not node.kept_for or node.kept_for == gang.id) then
       if not by[node.domain] then
         by[node.domain] = {domain = node.domain}
         lists[#lists + 1] = by[node.domain]
@@ -60,13 +63,14 @@ local function domains(nodes, queue)
   return lists
 end
 
--- {{demand, how many, their first index}, …} -> a node for each index, or nil. Pure, but for the count of jobs.
-local function match(runs, nodes)
+-- {{demand, how many, their first index}, …} -> a node for each index, or nil. what: 'free', the narrowest node first, or
+-- 'total', what nodes have when empty, those that have most free now first.
+local function match(runs, nodes, what)
   local wide = {}                              -- how many runs a node could serve
   for _, run in ipairs(runs) do
     run.fit = {}
     for n, node in ipairs(nodes) do
-      if fits(run.demand, node.free) then
+      if fits(run.demand, node[what]) then
         run.fit[#run.fit + 1] = n
         wide[n] = (wide[n] or 0) + 1
       end
@@ -77,17 +81,20 @@ local function match(runs, nodes)
     if #a.fit ~= #b.fit then return #a.fit < #b.fit end
     return a.first < b.first
   end)
+  local function before(a, b)
+    if wide[a] ~= wide[b] then return wide[a] < wide[b] end
+    local x, y = nodes[a].free, nodes[b].free
+    for k = 1, 4 do
+      if x[k] ~= y[k] then return (x[k] < y[k]) == (what == 'free') end
+    end
+    return nodes[a].name < nodes[b].name
+  end
   local taken, chosen = {}, {}
   for _, run in ipairs(runs) do
-    table.sort(run.fit, function(a, b)
-      if wide[a] ~= wide[b] then return wide[a] < wide[b] end
-      local x, y = nodes[a].free, nodes[b].free
-      for k = 1, 4 do if x[k] ~= y[k] then return x[k] < y[k] end end
-      return nodes[a].name < nodes[b].name
-    end)
+    table.sort(run.fit, before)
     local left = run.count
     for _, n in ipairs(run.fit) do
-      if left > 0 and not taken[n] and has_slot(nodes[n]) then
+      if left > 0 and not taken[n] and (what == 'total' or has_slot(nodes[n])) then
         taken[n] = true
         chosen[run.first + run.count - left] = {node = nodes[n], demand = run.demand}
         left = left - 1
@@ -121,6 +128,7 @@ local function give_out(gang, count, main, chosen, placement, lease)
     hold(id, node.name, deadline, {num(demand[1]), num(demand[2]), num(demand[3]), num(demand[4])})
     for k = 1, 4 do node.free[k] = node.free[k] - demand[k] end
   end
+  redis.call('HDEL', job, 'overtaken')
   become(gang, 'STARTING', 'out', count, 'node', chosen[main].node.name)
 end
 
@@ -148,32 +156,66 @@ local function waiting(argv, first)
 end
 
 -- -> a node for each member, or nil; looks at more nodes only when it has to
-local function find(gang, nodes)
+local function find(gang, nodes, what)
   repeat
-    for _, some in ipairs(domains(nodes, gang.queue)) do
-      local chosen = #some >= gang.count and match(runs_of(gang.members), some)
+    for _, some in ipairs(domains(nodes, gang)) do
+      local chosen = #some >= gang.count and match(runs_of(gang.members), some, what)
       if chosen then return chosen end
     end
   until not nodes.more()
 end
 
+-- Whether the nodes that are kept for a gang are all there still.
+local function still_kept(gang, t)
+  local told = redis.call('HGET', K.job(gang.id), 'reserved')
+  if not told then return false end
+  for node in string.gmatch(told, ' (%S+)') do
+    if not alive_since(node, t) or kept_for(node) ~= gang.id then return false end
+  end
+  return true
+end
+
+-- A gang found no room. -> whether nodes are kept for it from now on
+local function keep_nodes(gang, lease, after)
+  local t, job = now(), K.job(gang.id)
+  local since = redis.call('HGET', job, 'overtaken')
+  if not since then redis.call('HSET', job, 'overtaken', num(t)) end
+  if not since or t - tonumber(since) < after or after < 0 then return false end
+  local holder = redis.call('GET', K.gang_reserved)
+  if holder and holder ~= gang.id and redis.call('HGET', K.job(holder), 'state') == 'RUNNABLE' then return false end
+  if holder == gang.id and still_kept(gang, t - lease) then return true end
+  if holder then unreserve(holder) end
+  local nodes = alive(lease, -math.huge)
+  local chosen = find(gang, nodes, 'total')
+  if not chosen then return false end
+  local names = {num(t)}
+  for index = 0, gang.count - 1 do names[#names + 1] = chosen[index].node.name end
+  redis.call('SET', K.gang_reserved, gang.id)
+  redis.call('HSET', job, 'reserved', table.concat(names, ' '), 'overtaken', since)
+  for k = 2, #names do redis.call('HSET', K.node(names[k]), 'reserved', gang.id .. ' ' .. names[1]) end
+  return true
+end
+
 register('place', function(_, argv)
-  local placement, lease = argv[1], tonumber(argv[2])
+  local placement, lease, after = argv[1], tonumber(argv[2]), tonumber(argv[3])
   local out, members = {0}, 0
   if redis.call('EXISTS', K.gang_queues) == 0 then return out end
-  local gangs, least = waiting(argv, 3)
-  local nodes = #gangs > 0 and alive(lease, least)
+  local gangs, least = waiting(argv, 4)
+  local nodes, kept = #gangs > 0 and alive(lease, least), false
   for _, gang in ipairs(gangs) do
     if members >= AT_ONCE_MEMBERS then
       out[1] = 1
       break
     end
-    local chosen = find(gang, nodes)
+    local chosen = find(gang, nodes, 'free')
     if chosen then
+      unreserve(gang.id)
       give_out(gang.id, gang.count, gang.main, chosen, placement, lease)
       gang_remove(gang.queue, gang.id)
       out[#out + 1] = gang.id
       members = members + gang.count
+    elseif not kept and keep_nodes(gang, lease, after) then
+      kept, nodes = true, alive(lease, least)  -- those behind it see what is kept
     end
   end
   if members > 0 then redis.call('PUBLISH', K.wake, 'placed') end

@@ -2,7 +2,7 @@
 --   its share, shares with jobs ready, how many of these are served before its share by what they have used,
 --   milli-vCPU that the queue may still take, -1 for any}
 -- Before it: jobs of its queue, or of its share, whose turn comes first by the order of a claim: the score. One count a
--- class, at most 256 and O(log n) each. Keys: job, class, heads, counts, share_waits, the shares'.
+-- class, at most 256 and O(log n) each. Keys: job, class, heads, counts, gangs, share_waits, the shares'.
 local function served_before(queue, share)
   local fair, t = fair_policy(queue), now()
   local many, mine, others = redis.call('HGETALL', K.share_kin(queue)), nil, {}
@@ -24,12 +24,13 @@ local function served_before(queue, share)
 end
 
 register('position', function(_, argv)
-  local h = redis.call('HMGET', K.job(argv[1]), 'queue', 'class')
-  if not h[1] or not h[2] then return {0} end
-  local queue, ahead, all = h[1], 0, 0
-  local lane, class, share = lane_of(queue, h[2])
-  local score = redis.call('ZSCORE', K.class(lane, class), argv[1])
+  local h = redis.call('HMGET', K.job(argv[1]), 'queue', 'class', 'gang')
+  if not h[1] or not (h[2] or h[3]) then return {0} end
+  local queue, gangs = h[1], K.gangs(h[1])
+  local lane, class, share = lane_of(queue, h[2] or '')
+  local score = redis.call('ZSCORE', h[2] and K.class(lane, class) or gangs, argv[1])
   if not score then return {0} end
+  local ahead, all = redis.call('ZCOUNT', gangs, '-inf', '(' .. num(tonumber(score))), redis.call('ZCARD', gangs)
   for _, n in ipairs(redis.call('HVALS', K.counts(queue))) do all = all + tonumber(n) end
   for _, n in ipairs(redis.call('HVALS', K.share_waits(queue))) do all = all + tonumber(n) end
   for _, one in ipairs(redis.call('ZRANGE', K.heads(lane), 0, CLASSES)) do

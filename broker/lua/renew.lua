@@ -25,6 +25,7 @@ end)
 register('leave', function(_, argv)
   if redis.call('SCARD', K.node_jobs(argv[1])) > 0 then return 0 end
   redis.call('ZREM', K.nodes, argv[1])
+  redis.call('ZREM', K.reservations, argv[1])
   redis.call('DEL', K.node(argv[1]))
   return 1
 end)

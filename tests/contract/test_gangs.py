@@ -11,6 +11,8 @@ import pytest
 import redis
 
 from batchyard.broker import keys
+from batchyard.broker.client import Client
+from batchyard.broker.config import parse
 from batchyard.broker.store import Yard
 from yardtest.gangs import KEEP_S, LEASE_S, SimYard, attempt, states, unnamed
 
@@ -288,6 +290,45 @@ def test_one_that_drains_when_main_runs_is_over_alone(sim: SimYard) -> None:
     assert sim.holder(f"{job_id}#2").give_back(f"{job_id}#2")
     assert states(sim, job_id, range(3)) == ["RUNNING", "RUNNING", "FAILED"]
     assert sim.yard.record(job_id).state == "RUNNING"
+
+
+# -- why
+
+
+def why(sim: SimYard, job_id: str) -> dict[str, str]:
+    """code → text, of the first of each."""
+    here = {"vcpus": 9, "memory_mib": 9999}
+    config = {"queues": {"cpu": {"environments": ["here"]}}, "environments": {"here": here}}
+    sim.yard.configure(parse(config, "the test's"))
+    with Client(sim.yard.url) as client:
+        return {one.code: one.text for one in reversed(client.why(job_id))}
+
+
+def test_a_gang_that_waits_says_how_many_nodes_have_room_of_how_many(sim: SimYard) -> None:
+    sim.submit(vcpus=3)
+    sim.nodes[0].claim()
+    gang = sim.submit(nodes={"count": 4, "ranges": [{"targets": "0:0", "vcpus": 1}]})
+    told = why(sim, gang)
+    assert told["place"] == 'it is the only job in queue "cpu"'
+    assert told["gang_room"].startswith("it needs 4 nodes at once, 1 of its 4 with 1 vCPU, 64 MiB")
+    assert sim.place() == [gang], "the first node has room for the small one"
+    larger = sim.submit(nodes=5)
+    told = why(sim, larger)
+    assert "only 4 that are up would have when empty" in told["gang_room"]
+    assert "all 5 with 2 vCPU" in told["gang_room"]
+
+
+def test_a_gang_says_which_nodes_are_kept_for_it_and_others_that_they_are(sim: SimYard) -> None:
+    for node in sim.nodes:
+        sim.submit(vcpus=3)
+        node.claim(count=1)
+    gang, other = sim.submit(nodes=3), sim.submit()
+    sim.place(reserve_after_s=0)
+    sim.place(reserve_after_s=0)
+    told = why(sim, gang)
+    assert told["reserved"].startswith("nodes are kept for it since 0 s ago")
+    assert "0 have room now" in told["gang_room"]
+    assert f"is kept for job {gang}" in why(sim, other)["kept"]
 
 
 # -- cancel

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -63,6 +66,28 @@ def test_three_nodes_exchange_data_and_mains_end_stops_the_others(yard: TestYard
     assert {m.node for m in members} == set(NODES)
     assert [str(m.state) for m in members] == ["SUCCEEDED"] * 3
     assert members[1].reason == "the main node has ended"
+
+
+def test_the_command_line_submits_shows_and_logs_every_node(yard: TestYard, client: Client) -> None:
+    at = ["--broker", yard.url, "--store", str(yard.blobs), "--key-file", str(yard.key_file)]
+    script = f"{_PRELUDE} if [ $index = $main ]; then hear; else tell x; fi; echo node $index ends"
+
+    def batchyard(*words: str) -> str:
+        command = [sys.executable, "-m", "batchyard.broker.cli", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=90).stdout
+
+    small = ["--image", yard.image, "--vcpus", "0.25", "--memory-mib", "32", "--disk-gib", "0.1"]
+    job_id = batchyard("submit", *at, *small, "--nodes", "3", "--", "sh", "-c", script).strip()
+    assert batchyard("wait", *at, job_id)
+    nothing_left(yard)
+    shown = batchyard("status", *at, job_id)
+    assert "node 0 (main)  SUCCEEDED on " in shown
+    assert "node 2         SUCCEEDED on " in shown
+    told = json.loads(batchyard("status", "--json", *at, job_id))
+    assert [one["id"] for one in told["members"]] == [f"{job_id}#{n}" for n in range(3)]
+    assert batchyard("logs", *at, job_id).splitlines()[-1] == "node 0 ends"
+    assert batchyard("logs", *at, f"{job_id}#0") == batchyard("logs", *at, job_id)
+    assert "node 1 ends" in batchyard("logs", *at, f"{job_id[:12]}#1")
 
 
 def test_mains_failure_runs_the_whole_again(yard: TestYard, client: Client) -> None:

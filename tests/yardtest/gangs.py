@@ -35,6 +35,7 @@ class SimNode:
     state: str = "READY"
     held: dict[str, Claimed] = field(default_factory=dict)
     dead: bool = False
+    reserve_after_s: float = 60
 
     def beat(self) -> dict[str, tuple[str, str]]:
         """What it is told of its jobs: id → (what, reason)."""
@@ -47,11 +48,15 @@ class SimNode:
             "most_jobs": str(self.most_jobs),
             "queues": self.queues,
             "gangs": self.domain,
+            "room": ",".join(map(str, self._room())),
             "state": self.state,
         }
         tokens = {i: job.token for i, job in self.held.items()}
         told = self.yard.renew(self.name, about, tokens, lease_s=LEASE_S)
         return {job_id: (what, reason) for job_id, what, reason in told}
+
+    def _room(self) -> tuple[int, ...]:
+        return int(self.vcpus * 1000), self.memory_mib, self.gpus, 100 * 1024, int(self.reserve_after_s * 1000)
 
     def claim(self, *, claim_id: str | None = None, count: int = 8) -> list[Claimed]:
         """What it gets."""
@@ -140,11 +145,11 @@ class SimYard:
         assert self.yard.intake([message]) == 1
         return job_id
 
-    def place(self) -> list[str]:
+    def place(self, *, reserve_after_s: float = 3600) -> list[str]:
         found: list[str] = []
         more = True
         while more:
-            more, placed = Gangs(self.yard).place(["cpu"], lease_s=LEASE_S)
+            more, placed = Gangs(self.yard).place(["cpu"], lease_s=LEASE_S, reserve_after_s=reserve_after_s)
             found += placed
         return found
 
@@ -202,6 +207,7 @@ class SimYard:
         assert redis_.keys("by:node:*:jobs") == []
         assert redis_.smembers(keys.GANG_QUEUES) == set()
         assert redis_.hlen(keys.OUTBOX) == 0
+        assert redis_.exists(keys.RESERVATIONS, keys.GANG_RESERVED) == 0
         for node in self.nodes:
             assert node.booked() == {}, node.name
             assert not node.held, node.name

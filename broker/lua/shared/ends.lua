@@ -37,6 +37,7 @@ end
 
 -- An end is decided for a job that no node holds: it waits for nothing any more.
 local function withdraw(id, queue, class)
+  unreserve(id)
   if class then index_remove(queue, class, id) else gang_remove(queue, id) end
   redis.call('ZREM', K.delayed(queue), id)
   redis.call('ZREM', K.expiring, id)
@@ -64,6 +65,7 @@ end
 
 -- See cancel.lua, which says what it answers. keep: seconds.
 local function cancel_job(id, reason, terminate, keep)
+  id = redis.call('HGET', K.job(id), 'member_of') or id     -- one node's part of a job stands for the whole
   local job = K.job(id)
   local h = redis.call('HMGET', job, 'state', 'queue', 'class', 'node', 'ending', 'spawned', 'n:STARTING', 'n:RUNNING',
     'gang', 'main')

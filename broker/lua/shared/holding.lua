@@ -26,7 +26,7 @@ local function lease_out(id, node, claim, lease)
     'share', 'tokens', 'def')
   hold(id, node, num(now() + lease), h)
   become(id, 'STARTING', 'token', token, 'node', node, 'holding', '1')
-  redis.call('HDEL', job, 'class', 'passed')
+  redis.call('HDEL', job, 'class', 'passed', 'overtaken', 'reserved')
   take_hold({queue = h[7], mc = tonumber(h[1]) or 0, share = h[10], tokens = h[11], definition = h[12]})
   return {id, token, (tonumber(h[5]) or 0) + 1, h[6] or doc_of(id), h[7], h[8], tonumber(h[9]) or 0}
 end

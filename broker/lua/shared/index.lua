@@ -76,6 +76,13 @@ local function classify(lane, demand, asks)
   return '~0,0,0,0'
 end
 
+-- "a100:2,t4:1" -> {a100 = 2, t4 = 1}
+local function types_of(told)
+  local types = {}
+  for kind, n in string.gmatch(told or '', '([^:,]+):(%d+)') do types[kind] = tonumber(n) end
+  return types
+end
+
 local function fits(need, free)
   return need[1] <= free[1] and need[2] <= free[2] and need[3] <= free[3] and need[4] <= free[4]
     and (not need.gpu_type or need[3] <= (free.types[need.gpu_type] or 0))

@@ -1,0 +1,82 @@
+"""Why a job of several nodes waits, and for which job a node is kept: a part of `why`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from .record import Record
+from .why import Amounts, Facts, NodeFacts, Reason
+
+_MOST_NAMED = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """Nodes that take nothing else until this job has room. since_s: epoch seconds."""
+
+    nodes: tuple[str, ...]
+    since_s: float
+
+
+def kept(told: Mapping[bytes, bytes]) -> Kept | None:
+    """Of a job's record."""
+    since, *nodes = told.get(b"reserved", b"0").decode().split()
+    return Kept(nodes=tuple(nodes), since_s=int(since) / 1000) if nodes else None
+
+
+def runs(told: Mapping[bytes, bytes]) -> tuple[tuple[int, Amounts], ...]:
+    """What the nodes of a job ask for, of its record: (how many, each). Nothing of a plain job."""
+    return tuple(
+        (n, Amounts(vcpus=mc / 1000, memory_mib=mem, gpus=gpu, disk_gib=disk / 1024))
+        for n, mc, mem, gpu, disk in json.loads(told.get(b"members") or b"[]")
+    )
+
+
+def reservations(f: Facts) -> list[Reason]:
+    """Which nodes are kept for the job."""
+    if f.kept is None:
+        return []
+    names, since = _named(f.kept.nodes), _span(f.now_s - f.kept.since_s)
+    many = "s are" if len(f.kept.nodes) > 1 else " is"
+    text = f"node{many} kept for it since {since} ago, and take{'' if many == 's are' else 's'} no other job: {names}"
+    return [Reason(code="reserved", text=text, details={"nodes": list(f.kept.nodes), "since": f.kept.since_s})]
+
+
+def room(r: Record, f: Facts) -> list[Reason]:
+    """Of how many nodes a job has room now on how many."""
+    needs = _alike(f.runs)
+    found = [_of(count, need, r.gang, f.nodes) for need, count in needs]
+    return found if len(needs) == 1 else sorted(found, key=lambda one: -one.details["missing"])
+
+
+def _of(count: int, need: Amounts, of: int, nodes: Sequence[NodeFacts]) -> Reason:
+    able = [n for n in nodes if n.up and not n.draining and not n.kept_for]
+    now = [n.name for n in able if n.free is not None and not n.free.lacks(need)]
+    ever = [n.name for n in nodes if n.up and n.total is not None and not n.total.lacks(need)]
+    asks = f"{need.vcpus:g} vCPU, {need.memory_mib} MiB, {need.gpus} GPU, {need.disk_gib:g} GiB of disk"
+    what = f"all {of}" if count == of else f"{count} of its {of}"
+    text = f"it needs {of} nodes at once, {what} with {asks}: {len(now)} {'has' if len(now) == 1 else 'have'} room now"
+    if now:
+        text += f" ({_named(now)})"
+    if len(ever) < count:
+        text += f"; only {len(ever)} that are up would have when empty: start more, or larger ones"
+    details = {"needed": count, "room": len(now), "large_enough": len(ever), "missing": max(0, count - len(now))}
+    return Reason(code="gang_room", text=text, details=details)
+
+
+def _alike(runs: Sequence[tuple[int, Amounts]]) -> list[tuple[Amounts, int]]:
+    counts: dict[Amounts, int] = {}
+    for count, need in runs:
+        counts[need] = counts.get(need, 0) + count
+    return list(counts.items())
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more
+
+
+def _span(seconds: float) -> str:
+    return f"{max(0.0, seconds):.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
