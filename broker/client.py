@@ -32,6 +32,7 @@ from .job import DIGEST, Job
 from .joblog import JobLog
 from .message import TASK
 from .queues import Queues
+from .reasons import Reason
 from .record import Record, from_hash
 from .remote import celery_app
 from .schedule import Schedule
@@ -40,7 +41,7 @@ from .seal import KeyRing
 from .state import State
 from .store import CancelAnswer, Depth, Yard
 from .waiting import wait_for
-from .why import Reason, explain
+from .why import explain
 
 _LIST_MOST = 20_000
 _SHORT_ID, _SHORT_OF, _WHOLE_ID = re.compile(r"[0-9a-f][0-9a-f-]{3,34}"), 1000, 36
