@@ -177,6 +177,9 @@ def _amounts(four: Sequence[float]) -> Amounts:
 def _scaling(text: bytes | None) -> Scaling | None:
     if text is None:
         return None
-    told = json.loads(text)
-    since_s = float(told.get("since_s", 0))
-    return Scaling(state=told["state"], since_s=since_s, shape=told.get("shape", ""), text=told.get("text", ""))
+    try:
+        told = json.loads(text)
+        since_s, shape, words = float(told.get("since_s", 0)), str(told.get("shape", "")), str(told.get("text", ""))
+        return Scaling(state=str(told["state"]), since_s=since_s, shape=shape, text=words)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None  # what is not understood is not believed
