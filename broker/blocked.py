@@ -36,9 +36,14 @@ class Amounts:
     gpus: int
     disk_gib: float
 
+    def lacks(self, need: Amounts) -> dict[str, float]:
+        """What `need` asks for beyond these: field → how much is missing."""
+        missing = {name: getattr(need, name) - getattr(self, name) for name in MEASURES}
+        return {name: round(much, 3) for name, much in missing.items() if much > 1e-6}
+
     def covers(self, need: Amounts) -> bool:
         """Whether there is so much of each."""
-        return all(getattr(self, name) >= getattr(need, name) - 1e-6 for name in MEASURES)
+        return not self.lacks(need)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,7 @@ from .job import DIGEST, Job, check_sources, of_step_before
 from .joblog import JobLog
 from .message import TASK
 from .queues import Queues
+from .reasons import Reason
 from .record import Record, from_hash
 from .remote import celery_app
 from .schedule import Schedule
@@ -44,7 +45,7 @@ from .seal import KeyRing
 from .state import State
 from .store import CancelAnswer, Depth, Yard
 from .waiting import wait_for
-from .why import Reason, explain
+from .why import explain
 
 _LIST_MOST = 20_000
 _CHILDREN = 1000  # in one round trip

@@ -249,6 +249,9 @@ def single_machine(
     return Config(queues={"cpu": queue, "gpu": queue}, environments={"here": here})
 
 
+_NOTHING_MADE = Made().model_dump(mode="json")  # as it stands in what a configuration was written out to
+
+
 def load(path: Path, there: Callable[[], Config | None] = lambda: None) -> Config:
     """Reads a YAML file. Raises InvalidConfig that names file, field and rule.
 
@@ -261,7 +264,7 @@ def load(path: Path, there: Callable[[], Config | None] = lambda: None) -> Confi
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InvalidConfig(f"configuration {path} is not YAML: {str(error).replace(chr(10), ' ')}") from None
     if isinstance(data, Mapping):
-        if "made" in data:
+        if data.get("made", _NOTHING_MADE) != _NOTHING_MADE:
             raise InvalidConfig(f"{path}: made: {rules.no_such_field('made', _fields(Config))}")
         missing = [part for part in ("queues", "environments") if part not in data]
         before = there() if missing else None

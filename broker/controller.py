@@ -48,7 +48,7 @@ class Duties:
         config = self._config()
         self._keep_schedules(config)
         busy = self._take_in(config)
-        busy = self._removals.round(config) or busy
+        busy = self._of_queues(config) or busy
         if time.monotonic() >= self._next_tick:
             moved = self._yard.tick(config.by_priority(), lease_s=config.lease_s, limit=TICK)
             if any(n >= TICK for n in moved):
@@ -56,7 +56,6 @@ class Duties:
             else:
                 self._next_tick = time.monotonic() + min(0.5, config.lease_s / 10)
         busy = self._place(config) or busy
-        self._look_at_heads(config)
         return self._outbox.run() > 0 or busy
 
     def _place(self, config: Config) -> bool:
@@ -73,10 +72,18 @@ class Duties:
         """How long there is nothing to do by the clock, as far as it is known."""
         return max(0.0, self._next_look - time.monotonic())
 
-    def _look_at_heads(self, config: Config) -> None:
-        if time.monotonic() >= self._next_heads:
-            self._next_heads = time.monotonic() + heads.LOOK_S
-            self._heads.look(config)
+    def _of_queues(self, config: Config) -> bool:
+        """Whatever is wrong with one of them must not stop the rest."""
+        try:
+            if time.monotonic() >= self._next_heads:
+                self._next_heads = time.monotonic() + heads.LOOK_S
+                self._heads.look(config)
+            return self._removals.round(config)
+        except BrokerUnavailable:
+            raise
+        except Exception:
+            log.exception("queues go on after an error")
+        return False
 
     def _keep_schedules(self, config: Config) -> None:
         """As with intake: a Redis that refuses new jobs must not stop the rest."""

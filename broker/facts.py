@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from . import keys, why_gang
+from .blocked import Amounts
 from .config import Config
+from .heads import Head, Heads
 from .record import Record, from_hash
+from .shortage import EnvironmentFacts
 from .state import State
-from .why import Amounts, Facts, GateFacts, NodeFacts
+from .why import Facts, GateFacts, NodeFacts
 
 if TYPE_CHECKING:
     from .client import Client, NodeView
 
-_TOLD = ("eta", "expires", "revoked", "ending", "retry_at")
+_TOLD = ("eta", "expires", "revoked", "ending", "retry_at", "ready")
 _MOST_NODES = 200
 _MOST_MESSAGES = 200  # of a list that are looked through for a job that was not taken in yet
 _MOST_LETTERS = 500
@@ -35,6 +38,7 @@ def gather(client: Client, job_id: str) -> Facts:
     place = yard.place(job_id) if record.state is State.RUNNABLE else None
     nodes = [] if record.state.ended else [n for n in client.nodes() if record.queue in (n.queues or [record.queue])]
     queue = config.queues.get(record.queue)
+    head, limit_s = _head(client, record, config) if place is not None else (None, None)
     return Facts(
         job_id=job_id,
         now_s=now_s,
@@ -52,10 +56,14 @@ def gather(client: Client, job_id: str) -> Facts:
         revoked=told["revoked"],
         ending=told["ending"],
         queue_state=queue.state if queue else None,
-        nodes=_nodes(client, nodes[:_MOST_NODES], now_s, job_id),
+        nodes=_nodes(client, nodes[:_MOST_NODES], now_s, config, job_id),
         runs=why_gang.runs(raw),
         kept=why_gang.kept(raw) if record.state is State.RUNNABLE else None,
         returning=b"back" in raw,
+        ready_s=int(told["ready"]) / 1000 if told["ready"] and place is not None else None,
+        environments=_environments(client, record, config) if place is not None else (),
+        head=head,
+        limit_s=limit_s,
         cancelled=client.cancelled(record),
         **_of_array(client, record, raw),
     )
@@ -101,6 +109,26 @@ def _gates(client: Client, record: Record, definition: bytes | None, at_once: in
     return tuple(found)
 
 
+def _head(client: Client, record: Record, config: Config) -> tuple[Head | None, float | None]:
+    """Of the first job of its queue: what blocks it, and when its queue cancels it for that."""
+    head, queue = Heads(client.yard).told(record.queue), config.queues.get(record.queue)
+    if head is None or head.id != record.id or queue is None:
+        return None, None
+    limits = [one.max_time_s for one in queue.job_state_time_limit_actions if one.reason == head.code]
+    return head, head.since + limits[0] if limits else None
+
+
+def _environments(client: Client, record: Record, config: Config) -> tuple[EnvironmentFacts, ...]:
+    queue = config.queues.get(record.queue)
+    if queue is None:
+        return ()
+    scaling = Heads(client.yard).scaling(queue.environments)
+    return tuple(
+        EnvironmentFacts(name=name, state=one.state, lacks=one.lacking(record), scaling=scaling.get(name))
+        for name, one in ((name, config.environments[name]) for name in queue.environments)
+    )
+
+
 def _states(client: Client, ids: Sequence[str]) -> dict[str, str]:
     """What other jobs do, by their states."""
     found = client.records(ids)
@@ -118,7 +146,9 @@ def _served_first(client: Client, record: Record, nodes: Sequence[NodeView], con
     return {queue: depth[queue].index for queue in queues if depth[queue].index}
 
 
-def _nodes(client: Client, nodes: Sequence[NodeView], now_s: float, job_id: str) -> tuple[NodeFacts, ...]:
+def _nodes(
+    client: Client, nodes: Sequence[NodeView], now_s: float, config: Config, job_id: str
+) -> tuple[NodeFacts, ...]:
     """Free is what the node has less what its jobs ask for: its own word on that is as old as its last beat."""
     yard = client.yard
     pipe = yard.redis.pipeline(transaction=False)
@@ -129,12 +159,15 @@ def _nodes(client: Client, nodes: Sequence[NodeView], now_s: float, job_id: str)
     for one in (i for ids in held for i in sorted(ids)):
         asked.hmget(keys.job(one.decode()), "mc", "mem", "gpu", "disk")
     demands = iter(yard.guard(asked.execute) if any(held) else [])
+    off = {name for name, one in config.environments.items() if one.state != "ENABLED"}
     return tuple(
-        _node(node, [next(demands) for _ in ids], now_s, job_id) for node, ids in zip(nodes, held, strict=True)
+        _node(node, [next(demands) for _ in ids], now_s, off, job_id) for node, ids in zip(nodes, held, strict=True)
     )
 
 
-def _node(node: NodeView, demands: Sequence[Sequence[bytes | None]], now_s: float, job_id: str) -> NodeFacts:
+def _node(
+    node: NodeView, demands: Sequence[Sequence[bytes | None]], now_s: float, off: Collection[str], job_id: str
+) -> NodeFacts:
     about, total = node.about, _amounts(node.about)
     kept_for = about.get("reserved", "").partition(" ")[0]
     free = None
@@ -158,6 +191,7 @@ def _node(node: NodeView, demands: Sequence[Sequence[bytes | None]], now_s: floa
         gpu_types=_types(about.get("gpu_types", "")),
         free_gpu_types=_types(about.get("free_gpu_types", "")),
         kept_for="" if kept_for == job_id else kept_for,
+        disabled=about.get("environment", "") in off,
     )
 
 

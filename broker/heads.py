@@ -114,23 +114,25 @@ class Heads:
         return Amounts(vcpus=int(h[0]) / 1000, memory_mib=int(h[1]), gpus=int(h[2]), disk_gib=int(h[3]) / 1024)
 
     def ground(self, config: Config) -> Ground:
-        """What the yard has now, in one round trip."""
+        """What the yard has now, in two round trips."""
         client, now_s = self._yard.redis, self._yard.now_s()
         up = f"({(now_s - config.lease_s) * 1000:.0f}"
         names = [n.decode() for n in self._yard.guard(lambda: client.zrangebyscore(keys.NODES, up, "+inf"))]
         pipe = client.pipeline(transaction=False)
         for name in names:
             pipe.hmget(keys.node(name), "environment", "queues", "state", *_TOTAL, *_FREE)
-        for environment in config.environments:
-            pipe.get(keys.scaling(environment))
-        answers = self._yard.guard(pipe.execute)
-        machines = [_machine(values, config) for values in answers[: len(names)]]
-        scaling = zip(config.environments, answers[len(names) :], strict=True)
+        machines = [_machine(values, config) for values in self._yard.guard(pipe.execute)]
         return Ground(
             config=config,
             machines=[one for one in machines if one is not None],
-            scaling={name: told for name, text in scaling if (told := _scaling(text)) is not None},
+            scaling=self.scaling(list(config.environments)),
         )
+
+    def scaling(self, environments: Sequence[str]) -> dict[str, Scaling]:
+        """What an autoscaler does about these environments; those of which it says nothing are left out."""
+        texts = self._yard.guard(lambda: self._yard.redis.mget([keys.scaling(name) for name in environments]))
+        found = zip(environments, texts, strict=True)
+        return {name: told for name, text in found if (told := _scaling(text)) is not None}
 
     def look(self, config: Config) -> None:
         """Keeps why nothing can start the first job of each queue, since when, and does what the queue says of that."""
@@ -175,6 +177,9 @@ def _amounts(four: Sequence[float]) -> Amounts:
 def _scaling(text: bytes | None) -> Scaling | None:
     if text is None:
         return None
-    told = json.loads(text)
-    since_s = float(told.get("since_s", 0))
-    return Scaling(state=told["state"], since_s=since_s, shape=told.get("shape", ""), text=told.get("text", ""))
+    try:
+        told = json.loads(text)
+        since_s, shape, words = float(told.get("since_s", 0)), str(told.get("shape", "")), str(told.get("text", ""))
+        return Scaling(state=str(told["state"]), since_s=since_s, shape=shape, text=words)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None  # what is not understood is not believed

@@ -64,6 +64,11 @@ class Incoming:
     clear: Mapping[str, str] | None = None
     document: bytes = b""
 
+    @property
+    def awaited(self) -> frozenset[str]:
+        """The jobs of which a record must be there before it can be said what this one waits for."""
+        return frozenset(parent_of(on.job_id) or on.job_id for on in self.depends_on if on.job_id)
+
     def arguments(self) -> list[Arg]:
         """As `by_intake` reads them. vCPUs in thousandths, disk in MiB, rounded up."""
         reason = self.reason.encode("utf-8", "replace").decode()  # what it quotes may hold half a surrogate pair

@@ -4,32 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
+from . import why_gang
 from .arrays import Array
+from .blocked import Amounts
+from .heads import Head
+from .reasons import Reason, count, moment, span, told
 from .record import Record
+from .shortage import EnvironmentFacts, shortage
 from .state import State
 
-if TYPE_CHECKING:
-    from .why_gang import Kept
-
 _MOST_NODES = 8  # of a kind that are named; more are counted
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Amounts:
-    """What a job asks for, or a node has."""
-
-    vcpus: float
-    memory_mib: int
-    gpus: int
-    disk_gib: float
-
-    def lacks(self, need: Amounts) -> dict[str, float]:
-        """What `need` asks for beyond these: field → how much is missing."""
-        missing = {name: getattr(need, name) - getattr(self, name) for name in _UNITS}
-        return {name: round(much, 3) for name, much in missing.items() if much > 1e-6}
 
 
 _UNITS = {"vcpus": "vCPU", "memory_mib": "MiB of memory", "gpus": "GPU", "disk_gib": "GiB of disk"}
@@ -39,7 +25,7 @@ _UNITS = {"vcpus": "vCPU", "memory_mib": "MiB of memory", "gpus": "GPU", "disk_g
 class NodeFacts:
     """A node that serves the job's queue. total, free: None where it has not said. quiet_s: since it was heard of.
 
-    kept_for: another job, for which it takes no others.
+    kept_for: another job, for which it takes no others. disabled: its environment is.
     """
 
     name: str
@@ -53,6 +39,7 @@ class NodeFacts:
     gpu_types: Mapping[str, int] = field(default_factory=dict)
     free_gpu_types: Mapping[str, int] = field(default_factory=dict)
     kept_for: str = ""
+    disabled: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,13 +66,15 @@ class Facts:
     (shares with jobs ready, those of them that are served before its share). gates: all that it needs.
     unreserved_vcpus: that its queue may still take, where some are kept for other shares. before: jobs
     that wait in queues that the same nodes serve first. listed: (queue, messages before it) while its message waits
-    for intake.
+    for intake. ready_s: since when it stands in the index.
     waiting_lists: messages that wait for intake. queue_state: None when the queue is not configured (any more).
     depends_on: those that it still waits for, with their states. retry_at_s: when it is tried again.
     revoked: a cancel that spares the running job. ending: its end is decided, and is being written.
     array_goes: of an array that waits for nothing but its children; child: one of them that waits, while none runs.
     stored_cancel: of a job that has not come yet. dead: why its message was no job. runs: of a job of several nodes,
     what they ask for. kept: the nodes that are kept for it. returning: its nodes give it up, then it waits again.
+    environments: of its queue, in their order. head: why nothing can start it as the first job of its queue; limit_s: the time at
+    which it is cancelled for that.
     """
 
     job_id: str
@@ -113,21 +102,12 @@ class Facts:
     gates: tuple[GateFacts, ...] = ()
     unreserved_vcpus: float | None = None
     runs: tuple[tuple[int, Amounts], ...] = ()
-    kept: Kept | None = None
+    kept: why_gang.Kept | None = None
     returning: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reason:
-    """One thing to know. code: for programs; text: for people; details: figures behind the text, JSON types."""
-
-    code: str
-    text: str
-    details: dict[str, Any] = field(default_factory=dict)
-
-    def as_json(self) -> dict[str, Any]:
-        """JSON types only."""
-        return {"code": self.code, "text": self.text, **self.details}
+    ready_s: float | None = None
+    environments: tuple[EnvironmentFacts, ...] = ()
+    head: Head | None = None
+    limit_s: float | None = None
 
 
 def explain(facts: Facts) -> list[Reason]:
@@ -152,7 +132,7 @@ def _array(r: Record, array: Array, f: Facts) -> list[Reason]:
     counts = {str(state): n for state, n in array.counts.items()}
     parts = [f"{n} {word}" for n, word in ((array.running, "run"), (waiting, "wait")) if n]
     text = f"{array.ended} of {array.size} children have ended{f'; {chr(32).join(parts[:1])}' if parts else ''}"
-    found = [_reason("array", "; ".join([text, *parts[1:]]), size=array.size, counts=counts)]
+    found = [told("array", "; ".join([text, *parts[1:]]), size=array.size, counts=counts)]
     if r.cancelling or f.revoked:
         how = "those that run are being stopped" if r.cancelling else "those that run may end by themselves"
         found.append(Reason(code="cancelling", text=f"it was cancelled; {how}; {_controller(f)}"))
@@ -160,8 +140,7 @@ def _array(r: Record, array: Array, f: Facts) -> list[Reason]:
         child, state = f.child.job_id, f.child.record.state
         reasons = [one for one in explain(f.child) if one.code != "attempt"][:_MOST_NODES]
         found += [
-            _reason(f"child_{one.code}", f"child {child}, {state}: {one.text}", id=child, **one.details)
-            for one in reasons
+            told(f"child_{one.code}", f"child {child}, {state}: {one.text}", id=child, **one.details) for one in reasons
         ]
     return found
 
@@ -171,7 +150,7 @@ def _not_known(f: Facts) -> list[Reason]:
     if f.listed is not None:
         queue, before = f.listed
         text = f'its message waits to be taken in, in the list of queue "{queue}" behind {before} others'
-        found.append(_reason("waits_for_intake", f"{text}; {_controller(f)}", queue=queue, before=before))
+        found.append(told("waits_for_intake", f"{text}; {_controller(f)}", queue=queue, before=before))
     if f.dead:
         found.append(
             Reason(code="dead_letter", text=f"its message was no job: {f.dead}; see `batchyard deadletters list`")
@@ -190,16 +169,16 @@ def _not_known(f: Facts) -> list[Reason]:
 
 def _ended(r: Record, f: Facts) -> list[Reason]:
     where = f" on {r.node}" if r.node else ""
-    ran = "" if r.started is None or r.ended is None else f" after {_span(r.ended - r.started)}"
+    ran = "" if r.started is None or r.ended is None else f" after {span(r.ended - r.started)}"
     code = "" if r.exit_code is None else f" (exit code {r.exit_code})"
     if r.state is State.SUCCEEDED:
-        return [_reason("succeeded", f"it succeeded{where}{ran}{code}", exit_code=r.exit_code), *_history(r)]
+        return [told("succeeded", f"it succeeded{where}{ran}{code}", exit_code=r.exit_code), *_history(r)]
     if f.cancelled:
         never = " before it ran" if r.started is None else f"{where}{ran}"
-        return [_reason("cancelled", f"it was ended{never}: {r.reason}", exit_code=r.exit_code), *_history(r)]
+        return [told("cancelled", f"it was ended{never}: {r.reason}", exit_code=r.exit_code), *_history(r)]
     hint = "; `batchyard logs` shows what it said" if r.log else ""
     text = f"it failed{where}{ran}: {r.reason or 'no reason is known'}{code}{hint}"
-    return [_reason("failed", text, exit_code=r.exit_code), *_history(r)]
+    return [told("failed", text, exit_code=r.exit_code), *_history(r)]
 
 
 def _held(r: Record, f: Facts) -> list[Reason]:
@@ -212,17 +191,29 @@ def _held(r: Record, f: Facts) -> list[Reason]:
         doing = f": {r.progress}" if r.progress else ""
         found.append(Reason(code="starting", text=f"node {r.node} has taken it and makes it ready{doing}"))
     else:
-        since = "" if r.started is None else f" for {_span(f.now_s - r.started)}"
+        since = "" if r.started is None else f" for {span(f.now_s - r.started)}"
         nodes = f" as the main one of {r.gang} nodes" if r.gang else ""
         found.append(Reason(code="running", text=f"it runs on {r.node}{nodes}{since}"))
     if f.revoked:
         found.append(Reason(code="revoked", text=f"it may end by itself, and is not run again: {f.revoked}"))
     silent = next((n for n in f.nodes if n.name == r.node and not n.up), None)
     if silent is not None:
-        quiet = f"node {silent.name} has been silent for {_span(silent.quiet_s)}"
+        quiet = f"node {silent.name} has been silent for {span(silent.quiet_s)}"
         text = f"{quiet}; the job starts elsewhere once its lease lapses"
-        found.append(_reason("node_silent", text, node=silent.name, quiet_s=round(silent.quiet_s, 1)))
+        found.append(told("node_silent", text, node=silent.name, quiet_s=round(silent.quiet_s, 1)))
     return [*found, *_history(r)]
+
+
+def _runnable(r: Record, f: Facts) -> list[Reason]:
+    return [
+        *(_gate(one, f) for one in f.gates if one.free < one.need),
+        *_place(r, f),
+        *why_gang.reservations(f),
+        *(why_gang.room(r, f) if f.runs else []),
+        *_blocked(f),
+        *shortage(r.queue, f.environments, f.now_s),
+        *_nodes(r, f),
+    ]
 
 
 def _waiting(r: Record, f: Facts) -> list[Reason]:
@@ -232,39 +223,33 @@ def _waiting(r: Record, f: Facts) -> list[Reason]:
     found += _depends(r, f)
     if f.retry_at_s is not None and r.state is State.PENDING:
         left = f.retry_at_s - f.now_s
-        when = f"in {_span(left)}" if left > 0 else f"due for {_span(-left)}; {_controller(f)}"
-        text = f"it is tried again, not before {_moment(f.retry_at_s)} ({when})"
-        found.append(_reason("backoff", text, retry_at=f.retry_at_s))
+        when = f"in {span(left)}" if left > 0 else f"due for {span(-left)}; {_controller(f)}"
+        text = f"it is tried again, not before {moment(f.retry_at_s)} ({when})"
+        found.append(told("backoff", text, retry_at=f.retry_at_s))
     elif f.eta_s is not None and r.state is State.PENDING:
         left = f.eta_s - f.now_s
-        when = f"in {_span(left)}" if left > 0 else f"due for {_span(-left)}; {_controller(f)}"
-        found.append(_reason("delayed", f"it is not to run before {_moment(f.eta_s)} ({when})", eta=f.eta_s))
+        when = f"in {span(left)}" if left > 0 else f"due for {span(-left)}; {_controller(f)}"
+        found.append(told("delayed", f"it is not to run before {moment(f.eta_s)} ({when})", eta=f.eta_s))
     if f.queue_state is None:
         found.append(
-            _reason("no_queue", f'queue "{r.queue}" is not configured any more: no node takes from it', queue=r.queue)
+            told("no_queue", f'queue "{r.queue}" is not configured any more: no node takes from it', queue=r.queue)
         )
     elif f.queue_state != "ENABLED":
         text = (
-            f'queue "{r.queue}" is disabled: it takes no new jobs; those in it, like this one, still run. To enable '
-            f"it, say `state: ENABLED` in the yard's YAML and start the controller, or `up`, again with --config"
+            f'queue "{r.queue}" is disabled: it takes no new jobs; those in it, like this one, still run. '
+            f"`batchyard queue enable {r.queue}` enables it"
         )
-        found.append(_reason("queue_disabled", text, queue=r.queue))
+        found.append(told("queue_disabled", text, queue=r.queue))
     if r.state is State.RUNNABLE:
-        from . import why_gang
-
-        found += [_gate(one, f) for one in f.gates if one.free < one.need]
-        found += _place(r, f)
-        found += why_gang.reservations(f)
-        found += why_gang.room(r, f) if f.runs else []
-        found += _nodes(r, f)
+        found += _runnable(r, f)
     if f.expires_s is not None:
         left = f.expires_s - f.now_s
         text = (
-            f"it expires in {_span(left)} if it has not started by then"
+            f"it expires in {span(left)} if it has not started by then"
             if left > 0
             else f"it has expired; {_controller(f)}"
         )
-        found.append(_reason("expires", text, expires=f.expires_s))
+        found.append(told("expires", text, expires=f.expires_s))
     return found or [Reason(code="taken_in", text=f"it was taken in and is about to be queued; {_controller(f)}")]
 
 
@@ -277,33 +262,33 @@ def _depends(r: Record, f: Facts) -> list[Reason]:
                 continue  # its children do
             wanted = "to succeed" if on.on_failure == "FAIL" else "to end, well or not"
             text = f"it waits for job {on.job_id} {wanted}; that is {state}"
-            found.append(_reason("depends_on", text, depends_on=on.job_id, on_failure=on.on_failure, state=state))
+            found.append(told("depends_on", text, depends_on=on.job_id, on_failure=on.on_failure, state=state))
     return found
 
 
 def _gate(g: GateFacts, f: Facts) -> Reason:
     """What a closed gate says."""
-    since = "" if g.since_s is None else f", since {_moment(g.since_s)} ({_span(f.now_s - g.since_s)})"
+    since = "" if g.since_s is None else f", since {moment(g.since_s)} ({span(f.now_s - g.since_s)})"
     details = {"name": g.name, "free": g.free, "total": g.total, "jobs": g.jobs, "since": g.since_s}
     if g.kind != "consumable":
         what = f'queue "{g.name}"' if g.kind == "queue" else f'job definition "{g.name}"'
-        text = f"{what} runs {_count(g.total or 0, 'job')} at once at most, and {g.jobs} run{since}"
-        return _reason("max_concurrent", text, of=g.kind, **details)
+        text = f"{what} runs {count(g.total or 0, 'job')} at once at most, and {g.jobs} run{since}"
+        return told("max_concurrent", text, of=g.kind, **details)
     need = {"need": g.need, **details}
     if g.total is None:
         text = f'there is no consumable resource "{g.name}" any more; create it again, or cancel the job'
-        return _reason("consumable_gone", text, **need)
+        return told("consumable_gone", text, **need)
     if g.total < g.need:
         text = (
             f'it asks for {g.need} of consumable resource "{g.name}", and there are {g.total} in all; '
             "add some (`batchyard consumable update`), or cancel the job"
         )
-        return _reason("consumable_short", text, **need)
+        return told("consumable_short", text, **need)
     text = (
         f'it waits for {g.need} of consumable resource "{g.name}": {g.free} of {g.total} are free, '
-        f"{_count(g.jobs, 'job')} {'holds' if g.jobs == 1 else 'hold'} the others{since}"
+        f"{count(g.jobs, 'job')} {'holds' if g.jobs == 1 else 'hold'} the others{since}"
     )
-    return _reason("consumable", text, **need)
+    return told("consumable", text, **need)
 
 
 def _turn(r: Record, shares: int, before: int) -> Reason:
@@ -315,7 +300,7 @@ def _turn(r: Record, shares: int, before: int) -> Reason:
             f'share "{r.share}" is served after {before} of the {shares} shares with jobs in queue "{r.queue}": '
             "it has used more for its weight"
         )
-    return _reason("share", text, share=r.share, shares=shares, before=before)
+    return told("share", text, share=r.share, shares=shares, before=before)
 
 
 def _place(r: Record, f: Facts) -> list[Reason]:
@@ -325,10 +310,12 @@ def _place(r: Record, f: Facts) -> list[Reason]:
         text = (
             ("it is the only job" if waiting == 1 else f"it is the first of {waiting} jobs")
             if not ahead
-            else f"{_count(ahead, 'job')} of {waiting} {'stands' if ahead == 1 else 'stand'} before it"
+            else f"{count(ahead, 'job')} of {waiting} {'stands' if ahead == 1 else 'stand'} before it"
         )
+        since = {} if f.ready_s is None else {"since": f.ready_s}
+        ready = "" if f.ready_s is None else f"; it has been ready for {span(f.now_s - f.ready_s)}"
         where = f'of share "{r.share}" in queue "{r.queue}"' if f.turn else f'in queue "{r.queue}"'
-        found.append(_reason("place", f"{text} {where}", ahead=ahead, waiting=waiting, queue=r.queue))
+        found.append(told("place", f"{text} {where}{ready}", ahead=ahead, waiting=waiting, queue=r.queue, **since))
     if f.turn is not None:
         found.append(_turn(r, *f.turn))
     if f.unreserved_vcpus is not None and f.unreserved_vcpus < r.vcpus:
@@ -336,16 +323,28 @@ def _place(r: Record, f: Facts) -> list[Reason]:
             f'queue "{r.queue}" may take {f.unreserved_vcpus:g} vCPU more now, and the job asks for {r.vcpus:g}: '
             "the rest is kept for shares that are not active yet (compute_reservation)"
         )
-        found.append(_reason("reservation", text, vcpus=f.unreserved_vcpus))
+        found.append(told("reservation", text, vcpus=f.unreserved_vcpus))
     if f.before:
         named = ", ".join(f"{queue} {n}" for queue, n in f.before.items())
         found.append(
-            _reason(
+            told(
                 "other_queues",
                 f"its nodes serve other queues first, and jobs wait there: {named}",
                 before=dict(f.before),
             )
         )
+    return found
+
+
+def _blocked(f: Facts) -> list[Reason]:
+    """What AWS Batch says of the first job of a queue."""
+    if f.head is None or not f.head.code:
+        return []
+    text = f"nothing can start it, for {span(f.now_s - f.head.since)} now: {f.head.text}"
+    found = [told("blocked", text, status_reason=f.head.text, aws_code=f.head.code, since=f.head.since)]
+    if f.limit_s is not None:
+        left = span(f.limit_s - f.now_s)
+        found.append(told("time_limit", f"it is cancelled in {left} if that stays so, as its queue says", at=f.limit_s))
     return found
 
 
@@ -358,52 +357,52 @@ def _nodes(r: Record, f: Facts) -> list[Reason]:
     if not up:
         silent = f" ({', '.join(n.name for n in f.nodes[:_MOST_NODES])} silent)" if f.nodes else ""
         text = f'no node is up that serves queue "{r.queue}"{silent}; start one, see `batchyard nodes`'
-        return [_reason("no_node", text, queue=r.queue, silent=[n.name for n in f.nodes])]
-    told = [_of_node(n, need, r.gpu_type) for n in up]
-    order = ("has_room", "kept", "lacks_now", "full", "draining", "silent_on_size", "too_small")
+        return [told("no_node", text, queue=r.queue, silent=[n.name for n in f.nodes])]
+    said = [_of_node(n, need, r.gpu_type) for n in up]
+    order = ("has_room", "kept", "lacks_now", "full", "draining", "node_disabled", "silent_on_size", "too_small")
     found: list[Reason] = []
     for code in order:
-        of_kind = [one for one in told if one.code == code]
+        of_kind = [one for one in said if one.code == code]
         found += of_kind[:_MOST_NODES]
         if len(of_kind) > _MOST_NODES:
-            found.append(
-                _reason(f"more_{code}", f"and {len(of_kind) - _MOST_NODES} more nodes alike", nodes=len(of_kind))
-            )
-    if all(one.code == "too_small" for one in told):
+            found.append(told(f"more_{code}", f"and {len(of_kind) - _MOST_NODES} more nodes alike", nodes=len(of_kind)))
+    if all(one.code == "too_small" for one in said):
         text = f'no node that is up for queue "{r.queue}" is large enough; start a larger one, or ask for less'
-        found.insert(0, _reason("no_node_fits", text, queue=r.queue))
+        found.insert(0, told("no_node_fits", text, queue=r.queue))
     return found
 
 
 def _of_node(n: NodeFacts, need: Amounts, gpu_type: str = "") -> Reason:
     if n.total is None or n.free is None:
-        return _reason("silent_on_size", f"node {n.name} has not said yet what it has", node=n.name)
+        return told("silent_on_size", f"node {n.name} has not said yet what it has", node=n.name)
     if lacks := n.total.lacks(need):
         text = f"node {n.name} is too small: it has {_of(n.total, lacks)}; the job asks for {_of(need, lacks)}"
-        return _reason("too_small", text, node=n.name, lacks=lacks)
+        return told("too_small", text, node=n.name, lacks=lacks)
     if gpu_type and n.gpu_types.get(gpu_type, 0) < need.gpus:
         text = f"node {n.name} has {n.gpu_types.get(gpu_type, 0)} GPU of type {gpu_type}; the job asks for {need.gpus}"
-        return _reason("too_small", text, node=n.name, lacks={"gpus": need.gpus - n.gpu_types.get(gpu_type, 0)})
+        return told("too_small", text, node=n.name, lacks={"gpus": need.gpus - n.gpu_types.get(gpu_type, 0)})
+    if n.disabled:
+        return told("node_disabled", f"node {n.name} takes no more jobs: its environment is disabled", node=n.name)
     if n.draining:
-        return _reason("draining", f"node {n.name} is leaving and takes no more jobs", node=n.name)
+        return told("draining", f"node {n.name} is leaving and takes no more jobs", node=n.name)
     if n.kept_for:
-        return _reason("kept", f"node {n.name} is kept for job {n.kept_for}", node=n.name, kept_for=n.kept_for)
+        return told("kept", f"node {n.name} is kept for job {n.kept_for}", node=n.name, kept_for=n.kept_for)
     if lacks := n.free.lacks(need):
         text = f"it fits {n.name} when empty; {n.name} now lacks {_short(lacks, n.total)}"
-        return _reason("lacks_now", f"{text} ({_count(n.jobs, 'job')} there)", node=n.name, lacks=lacks)
+        return told("lacks_now", f"{text} ({count(n.jobs, 'job')} there)", node=n.name, lacks=lacks)
     if gpu_type and n.free_gpu_types.get(gpu_type, 0) < need.gpus:
         lacking = need.gpus - n.free_gpu_types.get(gpu_type, 0)
         text = f"it fits {n.name} when empty; {n.name} now lacks {lacking} GPU of type {gpu_type} of"
-        text = f"{text} {n.gpu_types[gpu_type]} ({_count(n.jobs, 'job')} there)"
-        return _reason("lacks_now", text, node=n.name, lacks={"gpus": lacking})
+        text = f"{text} {n.gpu_types[gpu_type]} ({count(n.jobs, 'job')} there)"
+        return told("lacks_now", text, node=n.name, lacks={"gpus": lacking})
     if n.most_jobs is not None and n.jobs >= n.most_jobs:
-        return _reason("full", f"node {n.name} runs {n.jobs} jobs, and takes {n.most_jobs} at once", node=n.name)
-    return _reason("has_room", f"node {n.name} has room for it now, and takes it when its turn comes", node=n.name)
+        return told("full", f"node {n.name} runs {n.jobs} jobs, and takes {n.most_jobs} at once", node=n.name)
+    return told("has_room", f"node {n.name} has room for it now, and takes it when its turn comes", node=n.name)
 
 
 def _history(r: Record) -> list[Reason]:
     found = [
-        _reason("attempt", f"attempt {n} on {a.node}: {a.reason}{'' if a.counted else ' (not counted)'}", attempt=n,
+        told("attempt", f"attempt {n} on {a.node}: {a.reason}{'' if a.counted else ' (not counted)'}", attempt=n,
                 node=a.node, exit_code=a.exit_code)
         for n, a in enumerate(r.attempts, 1)
     ]  # fmt: skip
@@ -421,23 +420,3 @@ def _short(lacks: Mapping[str, float], total: Amounts) -> str:
 
 def _of(amounts: Amounts, names: Iterable[str]) -> str:
     return ", ".join(f"{getattr(amounts, name):g} {_UNITS[name]}" for name in names)
-
-
-def _reason(code: str, text: str, **details: Any) -> Reason:
-    return Reason(code=code, text=text, details=details)
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}{'' if n == 1 else 's'}"
-
-
-def _moment(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
-
-
-def _span(seconds: float) -> str:
-    seconds = max(0.0, seconds)
-    if seconds < 60:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    hours, minutes = divmod(int(seconds) // 60, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {int(seconds) % 60} s"

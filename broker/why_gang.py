@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from .blocked import Amounts
+from .reasons import Reason, span
 from .record import Record
-from .why import Amounts, Facts, NodeFacts, Reason
+
+if TYPE_CHECKING:
+    from .why import Facts, NodeFacts
 
 _MOST_NAMED = 8
 
@@ -38,7 +43,7 @@ def reservations(f: Facts) -> list[Reason]:
     """Which nodes are kept for the job."""
     if f.kept is None:
         return []
-    names, since = _named(f.kept.nodes), _span(f.now_s - f.kept.since_s)
+    names, since = _named(f.kept.nodes), span(f.now_s - f.kept.since_s)
     many = "s are" if len(f.kept.nodes) > 1 else " is"
     text = f"node{many} kept for it since {since} ago, and take{'' if many == 's are' else 's'} no other job: {names}"
     return [Reason(code="reserved", text=text, details={"nodes": list(f.kept.nodes), "since": f.kept.since_s})]
@@ -76,7 +81,3 @@ def _alike(runs: Sequence[tuple[int, Amounts]]) -> list[tuple[Amounts, int]]:
 def _named(names: Sequence[str]) -> str:
     more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
     return ", ".join(names[:_MOST_NAMED]) + more
-
-
-def _span(seconds: float) -> str:
-    return f"{max(0.0, seconds):.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

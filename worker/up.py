@@ -326,7 +326,7 @@ def _machine(settings: Settings, yard: Yard) -> Path | None:
         pass
     path = settings.state / "machine.yaml"
     path.write_text("# Written by `batchyard up` at each start; copy it to begin one for --config.\n"
-                    + yaml.safe_dump(here.model_dump(mode="json"), sort_keys=False))  # fmt: skip
+                    + yaml.safe_dump(here.model_dump(mode="json", exclude={"made"}), sort_keys=False))  # fmt: skip
     return path
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from uuid import uuid4
 
 from batchyard.broker.client import Client
-from batchyard.broker.config import Config, Environment, Queue
+from batchyard.broker.config import Config, Queue
 from batchyard.broker.ending import Outbox
+from batchyard.broker.environment import Environment
 from batchyard.broker.followups import Followups
 from batchyard.broker.intake import Intake
 from batchyard.broker.record import Attempt

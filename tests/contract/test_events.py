@@ -40,7 +40,8 @@ def claim(yard: Yard, queue: str = "cpu") -> Claimed:
 
 def attempt(at: float, reason: str, **more: Any) -> Attempt:
     fields: dict[str, Any] = {"node": "n1", "started": at - 1, "ended": at, "exit_code": 3, "reason": reason}
-    return Attempt(**fields | {"status_reason": "Essential container in task exited"} | more)
+    fields["status_reason"] = "Essential container in task exited"
+    return Attempt(**fields | more)
 
 
 def end(yard: Yard, job: Claimed, state: State = State.SUCCEEDED, reason: str = "ended well", **more: Any) -> None:

@@ -184,6 +184,34 @@ def test_a_snapshot_on_the_command_line(
         heads.snapshot("nosuch")
 
 
+def test_why_tells_what_blocks_a_first_job_and_which_environment_lacks_what(
+    yard: Yard, heads: Heads, key_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def why(job_id: str) -> list[dict[str, Any]]:
+        assert run(["why", "--json", job_id, "--broker", yard.url, "--key-file", str(key_file)]) == 0
+        found: list[dict[str, Any]] = json.loads(capsys.readouterr().out)["reasons"]
+        return found
+
+    send(yard, "first", vcpus=8)
+    send(yard, "second")
+    heads.look(yard.config())
+    assert [one["code"] for one in why("first")] == ["place", "blocked", "time_limit", "no_node"]
+    assert [one["code"] for one in why("second")] == ["place", "no_node"]
+    assert why("first")[0]["since"] <= yard.now_s()
+    yard.configure(config_of(vcpus=4, state="DISABLED"))
+    beat(yard)
+    heads.look(yard.config())
+    told_ = why("first")
+    assert [one["code"] for one in told_] == [
+        "place", "blocked", "fits_no_environment", "environment_disabled", "node_disabled",
+    ]  # fmt: skip
+    assert told_[2]["lacks"] == {"vcpus": 4}
+    yard.configure(config_of())
+    yard.redis.set(keys.scaling("here"), json.dumps({"state": "UNDER_WAY", "since_s": yard.now_s()}), ex=60)
+    heads.look(yard.config())
+    assert [one["code"] for one in why("first")] == ["place", "scaling", "has_room"]
+
+
 @pytest.mark.parametrize("wrong", [{"max_time_s": 599}, {"max_time_s": 86401}, {"reason": "UNDETERMINED"},
                                    {"action": "TERMINATE"}, {"state": "RUNNING"}])  # fmt: skip
 def test_a_time_limit_that_aws_would_refuse_is_refused(wrong: dict[str, Any]) -> None:

@@ -97,7 +97,7 @@ def test_nodes_and_controllers_are_told_at_once(yard: Yard, queues: Queues) -> N
     heard = yard.pubsub()
     heard.subscribe(keys.CONTROL, keys.DUTY)
     queues.create("queue", "x", {"environments": ["here"]})
-    said = [until(lambda: heard.get_message(timeout=1), "a message", timeout_s=5) for _ in range(2)]
+    said: list[Any] = [until(lambda: heard.get_message(timeout=1), "a message", timeout_s=5) for _ in range(2)]
     assert {(one["channel"].decode(), one["data"]) for one in said} == {
         (keys.CONTROL, b"* config"), (keys.DUTY, b"config"),
     }  # fmt: skip

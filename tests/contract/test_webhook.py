@@ -68,6 +68,12 @@ def send(yard: Yard, *ids: str) -> None:
         assert yard.intake([one]) == 1
 
 
+def noted(yard: Yard) -> str:
+    """What went wrong last."""
+    found: Any = yard.redis.hget(keys.WEBHOOK, "note")
+    return (found or b"").decode()
+
+
 def told(site: Website) -> list[str]:
     return [one["detail"]["jobId"] for body in list(site.posted) for one in json.loads(body)["data"]["events"]]
 
@@ -107,15 +113,14 @@ def test_a_receiver_that_is_in_trouble_gets_the_same_message_again_and_later_one
         send(yard, "a")
         until(lambda: len(site.posted) >= 3, "it tries again", timeout_s=10)
         send(yard, "b")
-        note = yard.redis.hget(keys.WEBHOOK, "note") or b""
-        assert b"answered 503" in note
+        assert "answered 503" in noted(yard)
         site.pages["/hook"] = Page()
         until(lambda: "b" in told(site), "the next one came", timeout_s=10)
     first = [h["webhook-id"] for _, _, h in site.asked if h["webhook-id"] == site.asked[0][2]["webhook-id"]]
     assert len(first) >= 4
     assert told(site)[-1] == "b"
     assert set(told(site)[:-1]) == {"a"}
-    assert yard.redis.hget(keys.WEBHOOK, "note") == b""
+    assert noted(yard) == ""
 
 
 def _hang(handler: BaseHTTPRequestHandler) -> None:
@@ -140,8 +145,8 @@ def test_what_goes_wrong_is_noted_without_what_may_be_private(
     config = config_of(url, timeout_s=0.5)
     with delivering(yard, lambda: config):
         send(yard, "a")
-        found: Any = until(lambda: yard.redis.hget(keys.WEBHOOK, "note"), "a note", timeout_s=10)
-        note: str = found.decode()
+        until(lambda: noted(yard), "a note", timeout_s=10)
+        note = noted(yard)
         assert said in note
         assert "private" not in note + caplog.text
         assert KEY.decode() not in repr(yard.redis.hgetall(keys.WEBHOOK)) + caplog.text
@@ -153,7 +158,7 @@ def test_a_certificate_of_nobody_is_refused(yard: Yard, site: Website, monkeypat
     config = config_of(site.url("/hook"))
     with delivering(yard, lambda: config):
         send(yard, "a")
-        until(lambda: b"SSLError" in (yard.redis.hget(keys.WEBHOOK, "note") or b""), "it is refused", timeout_s=10)
+        until(lambda: "SSLError" in noted(yard), "it is refused", timeout_s=10)
     assert site.posted == []
 
 

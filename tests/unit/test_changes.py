@@ -105,7 +105,7 @@ def test_a_file_without_queues_leaves_those_of_the_file_before(tmp_path: Path) -
     assert (sorted(after.queues), after.queues["cpu"].state) == (["cpu", "night"], "DISABLED")
     with pytest.raises(InvalidConfig, match="required"):
         load(path)
-    path.write_text(json.dumps({**FILE, "made": {}}))
+    path.write_text(json.dumps({**FILE, "made": {"queues": ["cpu"]}}))
     with pytest.raises(InvalidConfig, match="no such field"):
         load(path)
 

@@ -7,8 +7,12 @@ from typing import Any
 
 import pytest
 
+from batchyard.broker.blocked import Amounts, Scaling
+from batchyard.broker.heads import Head
+from batchyard.broker.reasons import Reason
 from batchyard.broker.record import Attempt, Record, from_hash
-from batchyard.broker.why import Amounts, Facts, NodeFacts, Reason, explain
+from batchyard.broker.shortage import EnvironmentFacts
+from batchyard.broker.why import Facts, NodeFacts, explain
 
 NOW_S = 1_000_000.0
 EMPTY = Amounts(vcpus=4, memory_mib=4096, gpus=0, disk_gib=10)
@@ -163,3 +167,57 @@ def test_a_job_that_is_not_known_says_what_there_is_of_it() -> None:
     assert 'queue "cpu" behind 4 others; no controller works' in found[0].text
     assert "no Celery message" in text(explain(facts(record=None, dead="no Celery message")))
     assert "3 messages wait" in text(explain(facts(record=None, waiting_lists=3)))
+
+
+def environment(name: str = "here", **changes: Any) -> EnvironmentFacts:
+    return replace(EnvironmentFacts(name=name, state="ENABLED", lacks={}), **changes)
+
+
+def test_how_long_a_job_is_ready_is_told_with_its_place() -> None:
+    found = explain(facts(place=(0, 1), ready_s=NOW_S - 125, nodes=(node(),)))
+    assert found[0].text == 'it is the only job in queue "cpu"; it has been ready for 2 min 5 s'
+    assert found[0].details["since"] == NOW_S - 125
+
+
+def test_an_environment_that_is_as_it_should_be_says_nothing() -> None:
+    assert codes(explain(facts(environments=(environment(),), nodes=(node(),)))) == ["has_room"]
+
+
+def test_what_no_environment_can_hold_any_more_names_the_nearest_and_what_it_lacks() -> None:
+    far = environment("far", lacks={"vcpus": (3, 2), "gpus": (1, 0)})
+    near = environment("near", lacks={"memory_mib": (64, 60)})
+    found = explain(facts(environments=(far, near), nodes=(node(),)))
+    assert codes(found)[0] == "fits_no_environment"
+    assert found[0].text.endswith('environment "near": memory_mib 64 of at most 60')
+    assert found[0].details == {"environment": "near", "lacks": {"memory_mib": 4}}
+
+
+def test_one_of_several_environments_may_be_too_small_or_disabled() -> None:
+    small, off = environment("small", lacks={"vcpus": (3, 2)}), environment("off", state="DISABLED")
+    found = explain(facts(environments=(small, off), nodes=(node(disabled=True),)))
+    assert codes(found) == ["environment_disabled", "too_large_for", "node_disabled"]
+    assert "`batchyard environment enable off`" in found[0].text
+
+
+def test_machines_that_are_being_added_or_cannot_be_had_are_told_of() -> None:
+    coming = environment(scaling=Scaling(state="UNDER_WAY", since_s=NOW_S - 70, text="2 of m5.large"))
+    found = explain(facts(environments=(coming,)))
+    assert codes(found) == ["scaling", "no_node"]
+    assert found[0].text == 'machines are being added to environment "here" for 1 min 10 s: 2 of m5.large'
+    none = environment(scaling=Scaling(state="NO_CAPACITY", shape="p4d"))
+    assert explain(facts(environments=(none,)))[0].as_json() == {
+        "code": "no_capacity", "text": 'environment "here" cannot get a machine (p4d) now', "environment": "here",
+        "shape": "p4d",
+    }  # fmt: skip
+
+
+def test_the_first_of_a_queue_says_in_awss_words_what_blocks_it_and_when_it_is_cancelled() -> None:
+    head = Head(id="j1", first=NOW_S - 400, code="CAPACITY:X", since=NOW_S - 300, text="CAPACITY:X - Service cannot")
+    found = explain(facts(head=head, limit_s=NOW_S + 300))
+    assert codes(found) == ["blocked", "time_limit", "no_node"]
+    assert found[0].details == {
+        "status_reason": "CAPACITY:X - Service cannot", "aws_code": "CAPACITY:X", "since": NOW_S - 300
+    }  # fmt: skip
+    assert "5 min 0 s" in found[0].text
+    assert "cancelled in 5 min 0 s" in found[1].text
+    assert codes(explain(facts(head=replace(head, code="", text="")))) == ["no_node"]
