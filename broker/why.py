@@ -73,8 +73,8 @@ class Facts:
     array_goes: of an array that waits for nothing but its children; child: one of them that waits, while none runs.
     stored_cancel: of a job that has not come yet. dead: why its message was no job. runs: of a job of several nodes,
     what they ask for. kept: the nodes that are kept for it. returning: its nodes give it up, then it waits again.
-    environments: of its queue, in their order. head: why nothing can start it as the first job of its queue; limit_s: the time at
-    which it is cancelled for that.
+    environments: of its queue, in their order. head: why nothing can start it as the first job of its queue; limit_s:
+    the time at which it is cancelled for that.
     """
 
     job_id: str

@@ -309,7 +309,7 @@ def test_a_gang_that_waits_says_how_many_nodes_have_room_of_how_many(sim: SimYar
     sim.nodes[0].claim()
     gang = sim.submit(nodes={"count": 4, "ranges": [{"targets": "0:0", "vcpus": 1}]})
     told = why(sim, gang)
-    assert told["place"] == 'it is the only job in queue "cpu"'
+    assert told["place"].startswith('it is the only job in queue "cpu"')
     assert told["gang_room"].startswith("it needs 4 nodes at once, 1 of its 4 with 1 vCPU, 64 MiB")
     assert sim.place() == [gang], "the first node has room for the small one"
     larger = sim.submit(nodes=5)
@@ -326,7 +326,7 @@ def test_a_gang_says_which_nodes_are_kept_for_it_and_others_that_they_are(sim: S
     sim.place(reserve_after_s=0)
     sim.place(reserve_after_s=0)
     told = why(sim, gang)
-    assert told["reserved"].startswith("nodes are kept for it since 0 s ago")
+    assert told["reserved"].startswith("nodes are kept for it since 0.")
     assert "0 have room now" in told["gang_room"]
     assert f"is kept for job {gang}" in why(sim, other)["kept"]
 
