@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "put": ("", "Keep a file or directory as a blob; prints its digest."),
     "get": ("", "Write a blob to a file or directory."),
     "queues": ("look:queues", "Show queues and what waits in them."),
+    "shares": ("shares:shares", "Show what the shares of a queue have used, and who is next."),
     "nodes": ("look:nodes", "Show nodes and what they have."),
     "definition": ("definition:definition", "Job definitions: register, deregister, list, show."),
     "schedule": ("schedule:schedule", "Jobs that are sent by the clock: list, add, pause, resume, remove, run-now."),

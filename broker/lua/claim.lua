@@ -172,9 +172,10 @@ end
 -- The next job of a queue. c: what the call knows; q: what it knows of this queue.
 -- -> id, place, whether there is more to look at
 local function pick_of(c, queue, q)
-  local id, class, unfinished = pick(queue, c.free, c)
-  if id or unfinished then return id, class, unfinished end
+  local id, class, unfinished
   if not q.rows then
+    id, class, unfinished = pick(queue, c.free, c)
+    if id or unfinished then return id, class, unfinished end
     if not q.fair and redis.call('EXISTS', K.shares(queue)) == 0 then return nil end
     q.fair, q.t, q.looks = q.fair or DEFAULT_FAIR, now(), CLASS_LOOKS
   end
@@ -257,14 +258,16 @@ register('claim', function(_, argv)
   local free = {tonumber(argv[4]), tonumber(argv[5]), tonumber(argv[6]), tonumber(argv[7]), types = {}}
   local again = repeated(node, claim)
   if again then return again end
-  local more = argv[9] ~= '' and cjson.decode(argv[9]) or {}
+  local more, first = {}, 10
+  if string.sub(argv[9], 1, 1) == '{' then more = cjson.decode(argv[9])
+  elseif argv[9] ~= '' then first = 9 end      -- a node of an older version, which says no more
   local types = more.types or ''
   for kind, n in string.gmatch(types, '([^:,]+):(%d+)') do free.types[kind] = tonumber(n) end
   reap(lease, 8)
   local c = {node = node, claim = claim, lease = lease, free = free, count = tonumber(argv[8]), types = types,
     seen = {}, out = {0}, ids = {}, more = false}
   c.has = more.has
-  for i = 10, #argv do
+  for i = first, #argv do
     due(argv[i], 8)
     take_from(c, argv[i])
   end

@@ -117,3 +117,22 @@ def test_why_says_what_a_job_waits_for_beside_nodes(yard: Yard, client: Client) 
     assert found["share"].details == {"share": "alice", "shares": 1, "before": 0}
     assert found["place"].details["ahead"] == 1
     assert client.status(ahead).share == "alice"
+
+
+def test_the_command_line_shows_what_shares_have_used_and_who_is_next(
+    yard: Yard, client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for share in ("alice", "bob"):
+        client.submit({"image": "busybox", "share": share, "vcpus": 2}, queue="lab")
+    Intake(yard).run(CONFIG)
+    yard.redis.hset("by:q:lab:use", "alice", f"100 {int(yard.now_s() * 1000)} 1000")
+    assert run(["shares", "lab", "--json", "--broker", yard.url]) == 0
+    bob, alice = json.loads(capsys.readouterr().out)
+    assert (bob["share"], bob["used"], bob["ready"], bob["jobs"]) == ("bob", 0, 1, 1)
+    assert (alice["share"], alice["running"], alice["weight"]) == ("alice", 1, 1)
+    assert 95 < alice["used"] < 105
+    assert run(["shares", "lab", "--broker", yard.url]) == 0
+    assert "alice" in capsys.readouterr().out
+    for queue, words in (("cpu", "no fair share"), ("nosuch", "is not known")):
+        assert run(["shares", queue, "--broker", yard.url]) == 2
+        assert words in capsys.readouterr().err
