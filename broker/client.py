@@ -20,7 +20,7 @@ from kombu.exceptions import KombuError, OperationalError
 
 from . import keys
 from .blobs import Blobs, LazyBlobs, OnBytes
-from .consumables import Consumables
+from .consumables import Consumables, unmet
 from .definitions import Definitions, Known, expand
 from .dependencies import check_known
 from .endpoints import Endpoints, default_state
@@ -176,6 +176,8 @@ class Client:
             raise InvalidJob("inputs", "from", "needs a previous step; send a Celery chain, or name a digest")
         if reason := config.refusal(queue, job):
             raise InvalidJob("", job.image, reason)
+        if job.consumables and (wrong := unmet(job.consumables, self.consumables.read(list(job.consumables)))):
+            raise InvalidJob(f"consumables.{wrong[0]}", job.consumables[wrong[0]], wrong[1])
         check_known(self.yard, config.by_priority(), [on.job_id for on in job.depends_on], self._sent)
 
     def status(self, job_id: str) -> Record:

@@ -66,6 +66,10 @@ def test_tokens_come_with_the_job_or_its_definition(yard: Yard, client: Client) 
     assert client.consumables.show("lic").available == 1
     assert claim(yard) == []
     assert two != one
+    with pytest.raises(InvalidJob, match="there are 2 in all"):
+        client.submit({"image": "busybox", "consumables": {"lic": 3}})
+    with pytest.raises(InvalidJob, match="no such consumable"):
+        client.submit({"image": "busybox", "consumables": {"nosuch": 1}})
 
 
 def test_shares_come_with_the_job_and_a_queue_wants_them_or_not(yard: Yard, client: Client) -> None:
