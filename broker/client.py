@@ -21,7 +21,7 @@ from kombu.exceptions import KombuError, OperationalError
 from . import keys
 from .arrays import index_of, parent_of
 from .blobs import Blobs, LazyBlobs, OnBytes
-from .consumables import Consumables
+from .consumables import Consumables, unmet
 from .deadletters import DeadLetters
 from .definitions import Definitions, Known, expand
 from .dependencies import check_known
@@ -189,6 +189,8 @@ class Client:
             raise InvalidJob("inputs", "from", rule)
         if reason := config.refusal(queue, job):
             raise InvalidJob("", job.image, reason)
+        if job.consumables and (wrong := unmet(job.consumables, self.consumables.read(list(job.consumables)))):
+            raise InvalidJob(f"consumables.{wrong[0]}", job.consumables[wrong[0]], wrong[1])
         check_known(self.yard, config.by_priority(), [on.job_id for on in job.depends_on], self._sent)
 
     def status(self, job_id: str) -> Record:

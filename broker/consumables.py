@@ -118,6 +118,17 @@ class Consumables:
         return {name: _consumable(name, h) for name, h in zip(names, fields, strict=True) if h}
 
 
+def unmet(asked: Mapping[str, int], there: Mapping[str, Consumable]) -> tuple[str, str] | None:
+    """The first resource of which a job may never have what it asks for, and why; as intake decides it."""
+    for name, need in asked.items():
+        one = there.get(name)
+        if one is None:
+            return name, "no such consumable resource; create it, or see `batchyard consumable list`"
+        if one.kind is Kind.REPLENISHABLE and need > one.total:
+            return name, f"there are {one.total} in all; ask for less, or add some (`batchyard consumable update`)"
+    return None
+
+
 def _quantity(value: int) -> int:
     if not 0 <= value <= MOST:
         raise InvalidConfig(f"a quantity is a whole number from 0 to {MOST}, not {value}")

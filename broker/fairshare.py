@@ -7,7 +7,8 @@ queues:
 
 The share with the lowest `used vCPU-seconds * weight` is served next, so a lower weight gets more. Use decays: of what
 was used `share_decay_s` ago a twentieth counts. Each of k active shares that match a prefix has k times its weight, so
-that all of them together have about what one would have. A share that the policy does not name has weight 1.
+that all of them together have about what one would have. A share that the policy does not name has weight 1. Within a
+share the higher `scheduling_priority` goes first, then who came first; a message's priority has no effect.
 """
 
 from __future__ import annotations

@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "queue": ("queue:queue", "Queues at run time: create, update, enable, disable, delete, list, show, snapshot."),
     "environment": ("environment:environment", "Compute environments at run time: create, update, delete, list, show."),
     "events": ("events:events", "Print changes of jobs' states; -f follows them."),
+    "shares": ("shares:shares", "Show what the shares of a queue have used, and who is next."),
     "nodes": ("look:nodes", "Show nodes and what they have."),
     "definition": ("definition:definition", "Job definitions: register, deregister, list, show."),
     "schedule": ("schedule:schedule", "Jobs that are sent by the clock: list, add, pause, resume, remove, run-now."),

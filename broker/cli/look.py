@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -200,7 +201,11 @@ def nodes(doors: Doors, as_json: bool) -> None:
 
 def _capacity(node: NodeView) -> str:
     units = {"vcpus": "vCPU", "memory_mib": "MiB", "gpus": "GPU", "disk_gib": "GiB disk"}
-    return ", ".join(f"{node.about[k]} {unit}" for k, unit in units.items() if node.about.get(k))
+    kinds = ", ".join(f"{n} {kind}" for kind, n in json.loads(node.about.get("gpu_types") or "{}").items())
+    told = {k: f"{node.about[k]} {unit}" for k, unit in units.items() if node.about.get(k)}
+    if kinds and "gpus" in told:
+        told["gpus"] += f" ({kinds})"
+    return ", ".join(told.values())
 
 
 def _cache(node: NodeView) -> str:

@@ -177,9 +177,10 @@ end
 -- The next job of a queue. c: what the call knows; q: what it knows of this queue.
 -- -> id, place, whether there is more to look at
 local function pick_of(c, queue, q)
-  local id, class, unfinished = pick(queue, c.free, c)
-  if id or unfinished then return id, class, unfinished end
+  local id, class, unfinished
   if not q.rows then
+    id, class, unfinished = pick(queue, c.free, c)
+    if id or unfinished then return id, class, unfinished end
     if not q.fair and redis.call('EXISTS', K.shares(queue)) == 0 then return nil end
     q.fair, q.t, q.looks = q.fair or DEFAULT_FAIR, now(), CLASS_LOOKS
   end

@@ -17,7 +17,7 @@ register('define', function(_, argv)
     'created', num(now()), 'token', token)
   redis.call('HSET', K.definitions_active, name, revision)
   redis.call('HSET', K.definitions, name, revision)
-  if argv[5] ~= '' then redis.call('HSET', K.limits, name, argv[5]) else redis.call('HDEL', K.limits, name) end
+  if (argv[5] or '') ~= '' then redis.call('HSET', K.limits, name, argv[5]) else redis.call('HDEL', K.limits, name) end
   gate_opened('')
   local t = redis.call('TIME')
   redis.call('SET', K.definitions_version, t[1] .. '.' .. t[2])

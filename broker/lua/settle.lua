@@ -2,7 +2,8 @@
 --   -> for each 1 written, 2 this same end had been written before, 0 the token is stale: nothing is written; or an
 --   error, which stops none of the others
 -- The ends of one job or of several. width: how many arguments are this job's, from its id on.
--- Keys: job, node_jobs, leases, expiring, outbox, dead, those of the effects, dependants and those of their moves.
+-- Keys: job, node_jobs, leases, expiring, outbox, dead, those of the effects, dependants and those of their moves; what
+-- the job held: holds, consumable, gates, policies, the shares'.
 local function settle(argv, i, last, releases)
   local id, token, job = argv[i], argv[i + 1], K.job(argv[i])
   local h = redis.call('HMGET', job, 'token', 'settled', 'node')
@@ -35,7 +36,7 @@ end)
 --   -> 1, 2 (had been done), 0 (stale)
 -- Back to its old place in the queue, not before the delay is over: a retry (it has used an attempt), an interruption,
 -- or a drain (neither).
--- Keys: job, node_jobs, leases, result, delayed, expiring, class, heads, counts, demands, outbox.
+-- Keys: job, node_jobs, leases, result, delayed, expiring, class, heads, counts, demands, outbox, and what it held.
 register('giveback', function(_, argv)
   local id, token, job = argv[1], argv[2], K.job(argv[1])
   local h = redis.call('HMGET', job, 'token', 'returned', 'node')

@@ -1,6 +1,6 @@
 -- tick(lease ms, limit, queue, …) -> {reaped, due, expired, forgotten}
 -- What time alone brings about, a bounded number a call.
--- Keys: reaper, leases, delayed, expiring, jobs, nodes, and those of the moves.
+-- Keys: reaper, leases, delayed, expiring, jobs, nodes, the shares', and those of the moves.
 local function expire(limit)
   local ids = redis.call('ZRANGEBYSCORE', K.expiring, '-inf', num(now()), 'LIMIT', 0, limit)
   local n = 0

@@ -66,6 +66,10 @@ def test_tokens_come_with_the_job_or_its_definition(yard: Yard, client: Client) 
     assert client.consumables.show("lic").available == 1
     assert claim(yard) == []
     assert two != one
+    with pytest.raises(InvalidJob, match="there are 2 in all"):
+        client.submit({"image": "busybox", "consumables": {"lic": 3}})
+    with pytest.raises(InvalidJob, match="no such consumable"):
+        client.submit({"image": "busybox", "consumables": {"nosuch": 1}})
 
 
 def test_shares_come_with_the_job_and_a_queue_wants_them_or_not(yard: Yard, client: Client) -> None:
@@ -117,3 +121,22 @@ def test_why_says_what_a_job_waits_for_beside_nodes(yard: Yard, client: Client) 
     assert found["share"].details == {"share": "alice", "shares": 1, "before": 0}
     assert found["place"].details["ahead"] == 1
     assert client.status(ahead).share == "alice"
+
+
+def test_the_command_line_shows_what_shares_have_used_and_who_is_next(
+    yard: Yard, client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for share in ("alice", "bob"):
+        client.submit({"image": "busybox", "share": share, "vcpus": 2}, queue="lab")
+    Intake(yard).run(CONFIG)
+    yard.redis.hset("by:q:lab:use", "alice", f"100 {int(yard.now_s() * 1000)} 1000")
+    assert run(["shares", "lab", "--json", "--broker", yard.url]) == 0
+    bob, alice = json.loads(capsys.readouterr().out)
+    assert (bob["share"], bob["used"], bob["ready"], bob["jobs"]) == ("bob", 0, 1, 1)
+    assert (alice["share"], alice["running"], alice["weight"]) == ("alice", 1, 1)
+    assert 95 < alice["used"] < 105
+    assert run(["shares", "lab", "--broker", yard.url]) == 0
+    assert "alice" in capsys.readouterr().out
+    for queue, words in (("cpu", "no fair share"), ("nosuch", "is not known")):
+        assert run(["shares", queue, "--broker", yard.url]) == 2
+        assert words in capsys.readouterr().err
