@@ -1,6 +1,7 @@
--- place(placement id, lease ms, reserve after ms, queue, …) -> {more, id, …}: the gangs that were given their nodes
+-- place(placement id, lease ms, reserve after ms, queue, …) -> {what, id, …}: the gangs that were given their nodes
 -- All members of a gang are leased out, to a node each, or none: the most urgent gang of the first queue first. A gang
--- that does not fit now stands in nobody's way. A repeat finds what was placed gone from its queue. more = 1: call again.
+-- that does not fit now stands in nobody's way. A repeat finds what was placed gone from its queue. what: 1, call again; 2, some wait for
+-- room; 0, none waits.
 -- Members go to the narrowest nodes that fit, those that the fewest nodes fit first. The first gang that has waited for
 -- longer than `reserve after` while it would fit empty nodes has those kept for it, see shared/reserving.lua.
 -- Keys: nodes, node, node_jobs, leases, gangs, gang_queues, gang_reserved, job; channel wake.
@@ -214,8 +215,11 @@ register('place', function(_, argv)
       gang_remove(gang.queue, gang.id)
       out[#out + 1] = gang.id
       members = members + gang.count
-    elseif not kept and keep_nodes(gang, lease, after) then
-      kept, nodes = true, alive(lease, least)  -- those behind it see what is kept
+    else
+      out[1] = 2
+      if not kept and keep_nodes(gang, lease, after) then
+        kept, nodes = true, alive(lease, least)  -- those behind it see what is kept
+      end
     end
   end
   if members > 0 then redis.call('PUBLISH', K.wake, 'placed') end

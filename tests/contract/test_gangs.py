@@ -190,6 +190,8 @@ def test_mains_end_is_the_jobs_end_and_the_others_are_stopped(sim: SimYard) -> N
     assert sim.holder(f"{job_id}#1").beat() == {f"{job_id}#1": ("halt", "the main node has ended")}
     sim.obey()
     assert states(sim, job_id, range(3)) == ["SUCCEEDED"] * 3
+    other = sim.member(job_id, 1)
+    assert (other.exit_code, other.ended, other.log) == (1, 9.0, "sha256:log")
     assert sim.yard.settle(job, record.state, attempt(), {}, [], retention_s=KEEP_S), "a repeat is known"
     assert not sim.yard.settle(unnamed(job), record.state, attempt(), {}, [], retention_s=KEEP_S)
     sim.nothing_left()
