@@ -39,7 +39,8 @@ class Gangs:
     def place(self, queues: Sequence[str], *, lease_s: float, reserve_after_s: float) -> tuple[Wait, list[str]]:
         """What to do next, and the ids of the jobs that got all their nodes; may be called at any time.
 
-        queues: most urgent first. reserve_after_s: after so long nodes are kept for the first one that has no room. Raises BrokerUnavailable.
+        queues: most urgent first. reserve_after_s: after so long nodes are kept for the first one that has
+        no room. Raises BrokerUnavailable.
         """
         times = int(lease_s * 1000), int(reserve_after_s * 1000)
         wait, *placed = self._functions.call("place", uuid.uuid4().hex, *times, *queues)
