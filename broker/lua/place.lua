@@ -20,7 +20,7 @@ local function one_node(name, least_mc)
   local total = {math.floor(tonumber(h[1]) * 1000 + 1e-6), tonumber(h[2]) or 0, tonumber(h[3]) or 0,
     math.floor((tonumber(h[4]) or 0) * 1024)}
   local free = {}
-  for k = 1, 4 do free[k] = total[k] - (tonumber(h[4 + k]) or 0) end
+  for k = 1, 4 do free[k] = total[k] - math.max(0, tonumber(h[4 + k]) or 0) end
   return {name = name, total = total, free = free, queues = ',' .. (h[9] or '') .. ',', domain = h[10] or '',
     most = tonumber(h[11]), placed = h[12],
     kept_for = h[13] and string.match(h[13], '^(%S+) ')}

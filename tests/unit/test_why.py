@@ -9,6 +9,7 @@ import pytest
 
 from batchyard.broker.record import Attempt, Record, from_hash
 from batchyard.broker.why import Amounts, Facts, NodeFacts, Reason, explain
+from batchyard.broker.why_gang import Kept
 
 NOW_S = 1_000_000.0
 EMPTY = Amounts(vcpus=4, memory_mib=4096, gpus=0, disk_gib=10)
@@ -163,3 +164,12 @@ def test_a_job_that_is_not_known_says_what_there_is_of_it() -> None:
     assert 'queue "cpu" behind 4 others; no controller works' in found[0].text
     assert "no Celery message" in text(explain(facts(record=None, dead="no Celery message")))
     assert "3 messages wait" in text(explain(facts(record=None, waiting_lists=3)))
+
+
+def test_a_node_that_is_kept_says_for_whom() -> None:
+    kept = Kept(nodes=("n1",), since_s=NOW_S - 90)
+    found = explain(facts(place=(0, 1), kept=kept, nodes=(node(free=replace(EMPTY, vcpus=1)),)))
+    assert found[1].text == "node n1 is kept for it since 90 s ago, and takes no other job until it has room"
+    assert found[1].details == {"nodes": ["n1"], "since": NOW_S - 90}
+    found = explain(facts(place=(1, 2), nodes=(node(kept_for="j2"),)))
+    assert found[1].text == "node n1 is kept for job j2"
