@@ -20,7 +20,7 @@ from .config import Config
 from .ending import Outbox
 from .errors import BatchyardError, BrokerUnavailable
 from .followups import Followups
-from .gangs import Gangs
+from .gangs import Gangs, Wait
 from .heads import Heads
 from .intake import Intake
 from .queues import Removals
@@ -42,6 +42,7 @@ class Duties:
         self._timetable = Timetable(yard)
         self._gangs, self._removals, self._heads = Gangs(yard), Removals(yard), Heads(yard)
         self._next_place = self._next_tick = self._next_look = self._next_heads = 0.0
+        self._gangs_wait = False
 
     def round(self) -> bool:
         """True when there may be more to do at once. Raises BrokerUnavailable."""
@@ -62,15 +63,17 @@ class Duties:
         """Gangs that wait, not more often than PLACE_S while none can be placed: each look goes over all nodes."""
         if time.monotonic() < self._next_place:
             return False
-        more, placed = self._gangs.place(
+        wait, _ = self._gangs.place(
             config.by_priority(), lease_s=config.lease_s, reserve_after_s=config.reserve_after_s
         )
-        self._next_place = 0.0 if placed else time.monotonic() + PLACE_S
-        return more
+        self._gangs_wait = wait is Wait.ROOM
+        self._next_place = time.monotonic() + PLACE_S if self._gangs_wait else 0.0
+        return wait is Wait.AGAIN
 
     def idle_s(self) -> float:
         """How long there is nothing to do by the clock, as far as it is known."""
-        return max(0.0, self._next_look - time.monotonic())
+        soonest = min(self._next_look, self._next_place) if self._gangs_wait else self._next_look
+        return max(0.0, soonest - time.monotonic())
 
     def _of_queues(self, config: Config) -> bool:
         """Whatever is wrong with one of them must not stop the rest."""

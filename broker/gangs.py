@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Sequence
+from enum import IntEnum
 
 from . import gang, keys
 from .functions import Functions
@@ -21,20 +22,29 @@ def facts(job: Job) -> dict[str, str]:
     return {"gang": str(job.nodes.count), "main": str(job.nodes.main), "members": json.dumps(members)}
 
 
+class Wait(IntEnum):
+    """Whether jobs of several nodes wait: none; some, look again at once; some, for room."""
+
+    NONE = 0
+    AGAIN = 1
+    ROOM = 2
+
+
 class Gangs:
     """Of one yard."""
 
     def __init__(self, yard: Yard) -> None:
         self._yard, self._functions = yard, Functions(yard.redis)
 
-    def place(self, queues: Sequence[str], *, lease_s: float, reserve_after_s: float) -> tuple[bool, list[str]]:
-        """(call again, ids of the jobs that got all their nodes). queues: most urgent first. May be called at any time.
+    def place(self, queues: Sequence[str], *, lease_s: float, reserve_after_s: float) -> tuple[Wait, list[str]]:
+        """What to do next, and the ids of the jobs that got all their nodes; may be called at any time.
 
-        reserve_after_s: after so long nodes are kept for the first one that has no room. Raises BrokerUnavailable.
+        queues: most urgent first. reserve_after_s: after so long nodes are kept for the first one that has
+        no room. Raises BrokerUnavailable.
         """
         times = int(lease_s * 1000), int(reserve_after_s * 1000)
-        more, *placed = self._functions.call("place", uuid.uuid4().hex, *times, *queues)
-        return bool(more), [one.decode() for one in placed]
+        wait, *placed = self._functions.call("place", uuid.uuid4().hex, *times, *queues)
+        return Wait(wait), [one.decode() for one in placed]
 
     def lives(self, job_id: str, placement: int) -> bool:
         """Whether nodes may still hold what was placed then. Raises BrokerUnavailable."""

@@ -44,8 +44,8 @@ def reservations(f: Facts) -> list[Reason]:
     if f.kept is None:
         return []
     names, since = _named(f.kept.nodes), span(f.now_s - f.kept.since_s)
-    many = "s are" if len(f.kept.nodes) > 1 else " is"
-    text = f"node{many} kept for it since {since} ago, and take{'' if many == 's are' else 's'} no other job: {names}"
+    who, take = (f"nodes {names} are", "take") if len(f.kept.nodes) > 1 else (f"node {names} is", "takes")
+    text = f"{who} kept for it since {since} ago, and {take} no other job until it has room"
     return [Reason(code="reserved", text=text, details={"nodes": list(f.kept.nodes), "since": f.kept.since_s})]
 
 

@@ -188,7 +188,7 @@ def nodes(doors: Doors, as_json: bool) -> None:
         print_json([n.as_json() for n in found])
         return
     rows = [
-        (n.name, "up" if n.up else "silent", str(n.jobs), ", ".join(n.queues) or "all", _capacity(n), _cache(n),
+        (n.name, _doing(n), str(n.jobs), ", ".join(n.queues) or "all", _capacity(n), _cache(n),
          f"{show.span(now - n.seen)} ago")
         for n in found
     ]  # fmt: skip
@@ -197,6 +197,11 @@ def nodes(doors: Doors, as_json: bool) -> None:
         rows,
         empty="no nodes; start one with `batchyard worker`",
     )
+
+
+def _doing(node: NodeView) -> str:
+    kept_for = node.about.get("reserved", "").partition(" ")[0]
+    return "silent" if not node.up else f"kept for {show.shortened(kept_for, 9)}" if kept_for else "up"
 
 
 def _capacity(node: NodeView) -> str:

@@ -35,11 +35,10 @@ local function pairs_of(json)
 end
 
 -- How a member's own record ends: what its node says, and of a halted one what became of the gang.
-local function leave_member(id, gang, node, token, state, h, json)
-  local told = cjson.decode(json)
+local function leave_member(id, gang, node, token, state, h, told)
   local fields = {'settled', token}
   for _, name in ipairs({'reason', 'ended', 'started', 'exit_code', 'log'}) do
-    if told[name] then fields[#fields + 1] = name; fields[#fields + 1] = told[name] end
+    if told[name] and told[name] ~= cjson.null then fields[#fields + 1] = name; fields[#fields + 1] = told[name] end
   end
   if h.halt then
     state = h.back and 'RUNNABLE' or ended(h.state) and h.state or state
@@ -71,7 +70,7 @@ register('member_settle', function(_, argv)
     h.state = argv[3]
   end
   add_attempt(id, argv[5])
-  leave_member(id, gang, node, token, argv[3], h, argv[4])
+  leave_member(id, gang, node, token, argv[3], h, cjson.decode(argv[4]))
   return 1
 end)
 
@@ -93,6 +92,11 @@ register('member_giveback', function(_, argv)
     h.back, h.halt = true, true
   end
   add_attempt(id, argv[4])
-  leave_member(id, gang, node, token, 'FAILED', h, argv[5])
+  local told = argv[4] ~= '' and cjson.decode(argv[4]) or {}
+  told.reason = cjson.decode(argv[5]).reason or told.reason
+  for _, ms in ipairs({'started', 'ended'}) do
+    if tonumber(told[ms]) then told[ms] = num(told[ms]) end
+  end
+  leave_member(id, gang, node, token, 'FAILED', h, told)
   return 1
 end)

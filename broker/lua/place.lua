@@ -1,6 +1,7 @@
--- place(placement id, lease ms, reserve after ms, queue, …) -> {more, id, …}: the gangs that were given their nodes
+-- place(placement id, lease ms, reserve after ms, queue, …) -> {what, id, …}: the gangs that were given their nodes
 -- All members of a gang are leased out, to a node each, or none: the most urgent gang of the first queue first. A gang
--- that does not fit now stands in nobody's way. A repeat finds what was placed gone from its queue. more = 1: call again.
+-- that does not fit now stands in nobody's way. A repeat finds what was placed gone from its queue. what: 1, call again; 2, some wait for
+-- room; 0, none waits.
 -- Members go to the narrowest nodes that fit, those that the fewest nodes fit first. The first gang that has waited for
 -- longer than `reserve after` while it would fit empty nodes has those kept for it, see shared/reserving.lua.
 -- Keys: nodes, node, node_jobs, leases, gangs, gang_queues, gang_reserved, job; channel wake.
@@ -19,7 +20,7 @@ local function one_node(name, least_mc)
   local total = {math.floor(tonumber(h[1]) * 1000 + 1e-6), tonumber(h[2]) or 0, tonumber(h[3]) or 0,
     math.floor((tonumber(h[4]) or 0) * 1024)}
   local free = {}
-  for k = 1, 4 do free[k] = total[k] - (tonumber(h[4 + k]) or 0) end
+  for k = 1, 4 do free[k] = total[k] - math.max(0, tonumber(h[4 + k]) or 0) end
   return {name = name, total = total, free = free, queues = ',' .. (h[9] or '') .. ',', domain = h[10] or '',
     most = tonumber(h[11]), placed = h[12],
     kept_for = h[13] and string.match(h[13], '^(%S+) ')}
@@ -214,8 +215,11 @@ register('place', function(_, argv)
       gang_remove(gang.queue, gang.id)
       out[#out + 1] = gang.id
       members = members + gang.count
-    elseif not kept and keep_nodes(gang, lease, after) then
-      kept, nodes = true, alive(lease, least)  -- those behind it see what is kept
+    else
+      out[1] = 2
+      if not kept and keep_nodes(gang, lease, after) then
+        kept, nodes = true, alive(lease, least)  -- those behind it see what is kept
+      end
     end
   end
   if members > 0 then redis.call('PUBLISH', K.wake, 'placed') end

@@ -30,7 +30,7 @@ from batchyard.broker.environment import Environment
 from batchyard.broker.seal import KeyRing
 from batchyard.broker.store import Yard
 from yardtest.apart import apart
-from yardtest.crash import IMAGE, STEPS, Fault, Members, Place, Victim, When, disagreements, leftovers
+from yardtest.crash import GANG_STEPS, IMAGE, STEPS, Fault, Members, Place, Victim, When, disagreements, leftovers
 from yardtest.redis import RedisServer, free_port
 
 TIMEOUT_S = 30.0
@@ -62,6 +62,12 @@ class Steps:
     def first(self, name: str, *, fails: int = 0, attempts: int = 1, **options: Any) -> Any:
         """A step with no inputs. fails: how many of its attempts end with exit code 3."""
         return self._job(name, {}, fails, attempts, options)
+
+    def gang(self, name: str, *, fails: int = 0, attempts: int = 1) -> Any:
+        """A step on two nodes at once."""
+        step = self.first(name, fails=fails, attempts=attempts)
+        step.kwargs["job"]["nodes"] = 2
+        return step
 
     def dependants(self) -> Several:
         """`c` runs after `a` and any end of `b`; `d` and `e` hang on `b`, which fails; `f` runs after `a`."""
@@ -191,9 +197,31 @@ CANVASES = (
         calls=("finish",),
     ),
 )
+GANGS = (
+    Canvas(
+        name="a gang, then a step",
+        make=lambda s: chain(s.gang("a"), s.then("b")),
+        text="b(a())",
+        runs="a b",
+        calls=("place", "claim", "member_start", "member_settle"),
+    ),
+    Canvas(
+        name="two gangs, one that fails once",
+        make=lambda s: chord([s.gang("h0"), s.gang("h1", fails=1, attempts=2)], s.then("body")),
+        text="body(h0()h1())",
+        runs="h0 h1 body",
+        calls=GANG_STEPS,
+    ),
+)
 VICTIMS: tuple[Victim, ...] = ("caller", "redis")
 WHENS: tuple[When, ...] = ("before", "sent", "after")
 CELLS: list[tuple[str, When, Victim]] = [(call, when, victim) for call in STEPS for when in WHENS for victim in VICTIMS]
+
+
+GANG_CELLS: list[tuple[str, When, Victim]] = [
+    (c, when, victim) for c in GANG_STEPS for when in WHENS for victim in VICTIMS
+]
+GANGS_FULL, GANGS_SHORT = range(60), (5, 12, 20, 27)
 
 
 @pytest.mark.parametrize("seed", [pytest.param(n, marks=[] if n in SHORT else [pytest.mark.full]) for n in FULL])
@@ -207,6 +235,24 @@ def test_every_next_step_starts_once_whoever_dies(seed: int, tmp_path: Path) -> 
     try:
         place = Place(folder=tmp_path, url=server.url(), fault=fault, seed=str(seed), chance=0.03)
         _run(canvas, place, server, rnd, with_controller=seed // len(CELLS) != 1)
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize(
+    "seed", [pytest.param(n, marks=[] if n in GANGS_SHORT else [pytest.mark.full]) for n in GANGS_FULL]
+)
+def test_a_job_of_several_nodes_ends_once_whoever_dies(seed: int, tmp_path: Path) -> None:
+    rnd = random.Random(seed)
+    call, when, victim = GANG_CELLS[seed % len(GANG_CELLS)]
+    canvas = rnd.choice([c for c in GANGS if call in c.calls])
+    # `place` is called all the time; `claim` too, with empty hands
+    fault = Fault(call=call, when=when, victim=victim, nth=rnd.randint(1, 8) if call == "place" else rnd.randint(1, 2))
+    server = RedisServer(free_port(), tmp_path)
+    server.start()
+    try:
+        place = Place(folder=tmp_path, url=server.url(), fault=fault, seed=str(seed), chance=0.02)
+        _run(canvas, place, server, rnd, with_controller=seed // len(GANG_CELLS) != 1)
     finally:
         server.stop()
 
@@ -259,7 +305,7 @@ def _check(client: redis.Redis, canvas: Canvas, place: Place, last: str) -> None
     ids = defaultdict(set)
     for line in place.starts.read_text().splitlines():
         name, job_id, _ = line.split()
-        ids[name].add(job_id)
+        ids[name].add(job_id.partition("#")[0])
     assert {name: len(found) for name, found in ids.items()} == dict.fromkeys(canvas.runs.split(), 1), story
     state, digest = apart(lambda: _result(place, last))
     if canvas.text is None:

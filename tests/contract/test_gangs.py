@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-import redis
 
 from batchyard.broker import keys
 from batchyard.broker.client import Client
 from batchyard.broker.config import parse
+from batchyard.broker.seal import KeyRing
 from batchyard.broker.store import Yard
 from yardtest.gangs import KEEP_S, LEASE_S, SimYard, attempt, states, unnamed
+from yardtest.redis import RedisServer
 
 pytestmark = pytest.mark.system
 
@@ -190,6 +190,8 @@ def test_mains_end_is_the_jobs_end_and_the_others_are_stopped(sim: SimYard) -> N
     assert sim.holder(f"{job_id}#1").beat() == {f"{job_id}#1": ("halt", "the main node has ended")}
     sim.obey()
     assert states(sim, job_id, range(3)) == ["SUCCEEDED"] * 3
+    other = sim.member(job_id, 1)
+    assert (other.exit_code, other.ended, other.log) == (1, 9.0, "sha256:log")
     assert sim.yard.settle(job, record.state, attempt(), {}, [], retention_s=KEEP_S), "a repeat is known"
     assert not sim.yard.settle(unnamed(job), record.state, attempt(), {}, [], retention_s=KEEP_S)
     sim.nothing_left()
@@ -326,7 +328,7 @@ def test_a_gang_says_which_nodes_are_kept_for_it_and_others_that_they_are(sim: S
     sim.place(reserve_after_s=0)
     sim.place(reserve_after_s=0)
     told = why(sim, gang)
-    assert told["reserved"].startswith("nodes are kept for it since 0.")
+    assert told["reserved"].endswith("s ago, and take no other job until it has room")
     assert "0 have room now" in told["gang_room"]
     assert f"is kept for job {gang}" in why(sim, other)["kept"]
 
@@ -435,7 +437,7 @@ def _ends_what_runs(sim: SimYard, ids: set[str], rnd: random.Random) -> set[str]
     return ended
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", [*range(6), *(pytest.param(n, marks=pytest.mark.full) for n in range(6, 60))])
 def test_any_history_of_gangs_ends_and_leaves_nothing(sim: SimYard, seed: int) -> None:
     """Nodes die, come back and repeat themselves, jobs are cancelled: each ends once, and nothing stays booked."""
     rnd = random.Random(seed)
@@ -496,20 +498,14 @@ def _whole(sim: SimYard, job_id: str) -> None:
         assert sim.where(job_id) == [], job_id
 
 
-def test_a_large_gang_is_placed_in_a_few_milliseconds(own_redis: object) -> None:
-    """64 members on 64 of 200 nodes."""
-    from batchyard.broker.seal import KeyRing
-    from yardtest.redis import RedisServer
-
-    assert isinstance(own_redis, RedisServer)
+def test_a_large_gang_costs_redis_few_commands_a_node(own_redis: RedisServer) -> None:
+    """Counts instead of times, which are the machine's: 64 members on 64 of 200 nodes are some 2 ms."""
     yard = Yard(own_redis.url(), KeyRing.new())
     yard.prepare()
     sim = SimYard.of(yard, *[4] * 200)
-    ids = [sim.submit(nodes=64) for _ in range(5)]
-    client: redis.Redis = yard.redis
+    job_id = sim.submit(nodes=64)
+    client: Any = yard.redis
     client.config_resetstat()
-    began = time.monotonic()
-    assert sim.place() == ids
-    assert time.monotonic() - began < 1
-    stats = client.info("commandstats")["cmdstat_fcall"]
-    assert stats["usec"] / stats["calls"] < 20_000, stats
+    assert sim.place() == [job_id]
+    stats = client.info("commandstats")
+    assert sum(one["calls"] for one in stats.values()) < 64 * 14

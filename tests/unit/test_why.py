@@ -13,6 +13,7 @@ from batchyard.broker.reasons import Reason
 from batchyard.broker.record import Attempt, Record, from_hash
 from batchyard.broker.shortage import EnvironmentFacts
 from batchyard.broker.why import Facts, NodeFacts, explain
+from batchyard.broker.why_gang import Kept
 
 NOW_S = 1_000_000.0
 EMPTY = Amounts(vcpus=4, memory_mib=4096, gpus=0, disk_gib=10)
@@ -221,3 +222,12 @@ def test_the_first_of_a_queue_says_in_awss_words_what_blocks_it_and_when_it_is_c
     assert "5 min 0 s" in found[0].text
     assert "cancelled in 5 min 0 s" in found[1].text
     assert codes(explain(facts(head=replace(head, code="", text="")))) == ["no_node"]
+
+
+def test_a_node_that_is_kept_says_for_whom() -> None:
+    kept = Kept(nodes=("n1",), since_s=NOW_S - 90)
+    found = explain(facts(place=(0, 1), kept=kept, nodes=(node(free=replace(EMPTY, vcpus=1)),)))
+    assert found[1].text == "node n1 is kept for it since 1 min 30 s ago, and takes no other job until it has room"
+    assert found[1].details == {"nodes": ["n1"], "since": NOW_S - 90}
+    found = explain(facts(place=(1, 2), nodes=(node(kept_for="j2"),)))
+    assert found[1].text == "node n1 is kept for job j2"

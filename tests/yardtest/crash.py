@@ -36,6 +36,7 @@ from .redis import RedisServer
 
 IMAGE = "step:1"
 STEPS = ("intake", "claim", "start", "settle", "giveback", "finish", "deliver", "release", "array", "children_end")
+GANG_STEPS = ("place", "claim", "member_start", "member_settle", "member_giveback")
 _STAYS = {
     keys.JOBS,
     keys.SEQUENCE,
@@ -126,7 +127,7 @@ class Saboteur:
         wanted = self._place.fault
         if name == wanted.call and self._count[name] >= wanted.nth and not self._marker("fault").exists():
             return wanted
-        if name in STEPS and self._random.random() < self._place.chance:
+        if name in STEPS + GANG_STEPS and self._random.random() < self._place.chance:
             when: When = self._random.choice(("before", "sent", "after"))
             return Fault(call=name, when=when, victim="redis" if self._random.random() < 0.25 else "caller")
         return None
@@ -135,7 +136,7 @@ class Saboteur:
         """The call, with a death in it, unless somebody else was faster or this reply moves nothing."""
         if fault.when == "after":
             reply = self._call(functions, name, *args)
-            if name == "claim" and len(reply) < 2:  # an empty hand is no step
+            if name in {"claim", "place"} and len(reply) < 2:  # an empty hand is no step
                 return reply
             if self._take(fault):
                 self._die(fault, functions)
@@ -208,7 +209,14 @@ def _node(name: str, place: Place) -> None:
         return made
 
     options = NodeOptions(
-        name=name, state=state, store=str(place.folder / "store"), queues=(), vcpus=2, memory_mib=512, disk_gib=10
+        name=name,
+        state=state,
+        store=str(place.folder / "store"),
+        queues=(),
+        vcpus=2,
+        memory_mib=512,
+        disk_gib=10,
+        gang_network="host",  # each has an engine of its own
     )
     with mock.patch.object(worker_main, "DockerEngine", engine):
         sys.exit(worker_main.serve(place.url, place.key_file, options))

@@ -10,7 +10,7 @@ from typing import Any
 import redis
 
 from batchyard.broker import keys
-from batchyard.broker.gangs import Gangs, facts
+from batchyard.broker.gangs import Gangs, Wait, facts
 from batchyard.broker.job import Job
 from batchyard.broker.record import Attempt, Claimed, Record
 from batchyard.broker.state import State
@@ -104,7 +104,9 @@ class SimNode:
 
 
 def attempt(node: str = "n", *, counted: bool = True, exit_code: int | None = 1) -> Attempt:
-    return Attempt(node=node, started=5.0, ended=9.0, exit_code=exit_code, reason="test", counted=counted)
+    return Attempt(
+        node=node, started=5.0, ended=9.0, exit_code=exit_code, reason="test", counted=counted, log="sha256:log"
+    )
 
 
 @dataclass
@@ -147,9 +149,9 @@ class SimYard:
 
     def place(self, *, reserve_after_s: float = 3600) -> list[str]:
         found: list[str] = []
-        more = True
-        while more:
-            more, placed = Gangs(self.yard).place(["cpu"], lease_s=LEASE_S, reserve_after_s=reserve_after_s)
+        wait = Wait.AGAIN
+        while wait is Wait.AGAIN:
+            wait, placed = Gangs(self.yard).place(["cpu"], lease_s=LEASE_S, reserve_after_s=reserve_after_s)
             found += placed
         return found
 

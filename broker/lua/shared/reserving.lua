@@ -10,11 +10,17 @@ local EAGER = 0.5                -- a node that lacks more than this of what it 
 
 -- What a node has when empty, and how long it lets jobs be overtaken: its `room`, "mc,mem,gpu,disk,reserve after ms".
 -- nil where it does not say.
+local rooms, rooms_size = {}, 0
 local function watch_of(node, room, free, types)
-  local c, m, g, d, after = string.match(room or '', '^(%d+),(%d+),(%d+),(%d+),(%d+)$')
-  if not c then return nil end
-  return {node = node, free = free, after = tonumber(after), found = {},
-    total = {tonumber(c), tonumber(m), tonumber(g), tonumber(d), types = types or {}}}
+  local r = room and rooms[room]
+  if not r then
+    local c, m, g, d, after = string.match(room or '', '^(%d+),(%d+),(%d+),(%d+),(%d+)$')
+    if not c then return nil end
+    r = {tonumber(c), tonumber(m), tonumber(g), tonumber(d), tonumber(after)}
+    if rooms_size > 1024 then rooms, rooms_size = {}, 0 end
+    rooms[room], rooms_size = r, rooms_size + 1
+  end
+  return {node = node, free = free, after = r[5], found = {}, total = {r[1], r[2], r[3], r[4], types = types or {}}}
 end
 
 -- A claim passes over a class that has no room now, s its shape.
@@ -86,7 +92,8 @@ local function reserve(id, node, t)
   redis.call('HSET', K.job(id), 'reserved', num(t) .. ' ' .. node)
 end
 
--- Before a job is given out: of those that it overtakes, one may have waited long enough for this node.
+-- Before a job is given out: of those that it overtakes, the first that has no node yet may have waited long enough for
+-- this one.
 -- -> whether the node is reserved now, and gives nothing out
 local function held_back(watch, lease)
   if not watch or #watch.found == 0 then return false end
@@ -101,10 +108,10 @@ local function held_back(watch, lease)
       local since, where = string.match(h[2] or '', '^(%d+) (%S+)')
       local lacks = lack(need, watch.total, watch.free)
       local after = lacks > EAGER and watch.after * 1.5 or watch.after
-      if not h[1] then
-        redis.call('HSET', job, 'overtaken', num(t))
-      elseif t - tonumber(h[1]) >= after and not has_better(where, tonumber(since), need, watch, lacks, t, lease) and
-          (where or may_reserve(t, lease)) then
+      if not h[1] then redis.call('HSET', job, 'overtaken', num(t)) end
+      if not h[1] or t - tonumber(h[1]) < after then break end
+      if not has_better(where, tonumber(since), need, watch, lacks, t, lease) then
+        if not where and not may_reserve(t, lease) then break end
         if where then drop_reservation(where, id) end
         reserve(id, watch.node, t)
         return true
