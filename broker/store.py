@@ -60,6 +60,11 @@ class Incoming:
     clear: Mapping[str, str] | None = None
     document: bytes = b""
 
+    @property
+    def awaited(self) -> frozenset[str]:
+        """The jobs of which a record must be there before it can be said what this one waits for."""
+        return frozenset(parent_of(on.job_id) or on.job_id for on in self.depends_on if on.job_id)
+
     def arguments(self) -> list[Arg]:
         """As `by_intake` reads them. vCPUs in thousandths, disk in MiB, rounded up."""
         reason = self.reason.encode("utf-8", "replace").decode()  # what it quotes may hold half a surrogate pair
@@ -81,7 +86,7 @@ class Incoming:
             self.expires_ms,
             self.chord_key,
             json.dumps(clear),
-            self.document,
+            reason if self.kind == "dead" else self.document,
             json.dumps([one.told() for one in self.depends_on]) if self.depends_on else "",
             int(self.patient),
         ]
@@ -430,6 +435,18 @@ class Yard:
         """Redis TIME."""
         seconds, micros = self.guard(self.redis.time)
         return float(seconds) + float(micros) / 1e6
+
+    # -- dead letters
+    def dead_letters(self) -> dict[str, dict[str, Any]]:
+        """number → {at (ms), reason, list, raw}."""
+        found = self._read("HGETALL", keys.DEAD)
+        return {
+            k.decode(): json.loads(v.decode("utf-8", "replace"), strict=False)
+            for k, v in sorted(found.items(), key=lambda kv: int(kv[0]))
+        }
+
+    def drop_dead_letters(self, numbers: Sequence[str]) -> int:
+        return int(self._read("HDEL", keys.DEAD, *numbers)) if numbers else 0
 
     # -- edges
     def _call(self, name: str, *args: Arg) -> Any:

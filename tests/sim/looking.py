@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from batchyard.broker import keys
+from batchyard.broker.arrays import Array
 
 from .model import Job, Scheduler
 from .world import NODES, QUEUES, World
@@ -30,6 +31,10 @@ def seen(world: World) -> dict[str, Any]:
         pipe.get(keys.result(job_id))
         pipe.zrange(keys.dependants(job_id), 0, -1)
         pipe.execute_command("FCALL", "by_position", 0, job_id)
+    arrays = [i for i, job in world.model.jobs.items() if job.sent.array]
+    for job_id in arrays:
+        pipe.hgetall(keys.job(job_id))
+    pipe.execute_command("FCALL", "by_depth", 0, *QUEUES)
     found = iter(pipe.execute())
     out: dict[str, Any] = {}
     for queue in QUEUES:
@@ -48,6 +53,11 @@ def seen(world: World) -> dict[str, Any]:
         there, ahead, waiting = next(found)
         position = (ahead, waiting) if there else None
         out[job_id] = dict(zip(_FIELDS, fields, strict=True)) | _further(result, dependants, position)
+    for job_id in arrays:
+        array = Array.of(next(found))
+        out[f"{job_id} counts"] = {str(state): n for state, n in array.counts.items() if n} if array else None
+    depths = next(found)
+    out["depth"] = {queue: depths[4 * n + 1 : 4 * n + 4] for n, queue in enumerate(QUEUES)}
     return out
 
 
@@ -69,6 +79,10 @@ def wanted(model: Scheduler) -> dict[str, Any]:
         waiting = sorted((other for other in jobs.values() if job_id in other.waits), key=lambda one: one.score)
         dependants = [other.sent.id for other in waiting]
         out[job_id] = _fields(job) | _further(job.result, dependants, model.position(job))
+        if job.sent.array:
+            out[f"{job_id} counts"] = model.counts(job)
+    others = {q: [len(out[f"{q} delayed"]), len(out[f"{q} blocked"])] for q in QUEUES}
+    out["depth"] = {queue: [model.waiting(queue), *others[queue]] for queue in QUEUES}
     return out
 
 
