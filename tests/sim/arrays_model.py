@@ -148,8 +148,10 @@ class ArrayScheduler(Scheduler):
 
     def end_children(self, most: int) -> int:
         """Those whose end was decided while no node held them. -> how many are still to end"""
-        for _ in range(min(most, len(self.child_ends))):
-            job = self.child_ends[0]
+        for _ in range(most):
+            if not self.child_ends:
+                break
+            job = self.child_ends[0]  # whose end may decide that of others
             assert job.ending
             self._end(job, job.ending, 0)
             self.child_ends.pop(0)

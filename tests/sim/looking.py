@@ -50,8 +50,8 @@ def seen(world: World) -> dict[str, Any]:
         fields = [value and value.decode() for value in next(found)]
         result = json.loads(next(found) or "{}").get("status")
         dependants = [i.decode() for i in next(found)]
-        there, ahead, waiting = next(found)
-        position = (ahead, waiting) if there else None
+        there, *place = next(found)
+        position = (place[0], place[1]) if there else None
         out[job_id] = dict(zip(_FIELDS, fields, strict=True)) | _further(result, dependants, position)
     for job_id in arrays:
         array = Array.of(next(found))

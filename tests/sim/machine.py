@@ -221,7 +221,9 @@ class Histories(RuleBasedStateMachine):
     @invariant()
     def redis_holds_what_the_model_holds(self) -> None:
         self.told["looks"] += 1
-        assert seen(self.world) == wanted(self.model)
+        there, right = seen(self.world), wanted(self.model)
+        wrong = {what: (there.get(what), right[what]) for what in right if there.get(what) != right[what]}
+        assert not wrong, f"(in Redis, in the model): {wrong}"
 
     @invariant()
     def no_node_holds_more_than_it_has(self) -> None:
