@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 from batchyard.broker import keys
 from batchyard.broker.arrays import Array
+from batchyard.broker.state import State
 
 from .model import Job, Scheduler
 from .world import NODES, QUEUES, World
@@ -35,6 +37,8 @@ def seen(world: World) -> dict[str, Any]:
     for job_id in arrays:
         pipe.hgetall(keys.job(job_id))
     pipe.execute_command("FCALL", "by_depth", 0, *QUEUES)
+    for queue in QUEUES:
+        pipe.hgetall(f"by:states:{queue}")
     found = iter(pipe.execute())
     out: dict[str, Any] = {}
     for queue in QUEUES:
@@ -58,6 +62,9 @@ def seen(world: World) -> dict[str, Any]:
         out[f"{job_id} counts"] = {str(state): n for state, n in array.counts.items() if n} if array else None
     depths = next(found)
     out["depth"] = {queue: depths[4 * n + 1 : 4 * n + 4] for n, queue in enumerate(QUEUES)}
+    for queue in QUEUES:
+        if states := {state.decode(): int(n) for state, n in next(found).items()}:  # the ended ones are totals
+            out[f"{queue} states"] = {state: n for state, n in states.items() if n and not State(state).ended}
     return out
 
 
@@ -69,6 +76,7 @@ def wanted(model: Scheduler) -> dict[str, Any]:
         here = [job for job in jobs.values() if job.sent.queue == queue]
         out[f"{queue} delayed"] = {job.sent.id: job.due_ms for job in here if job.due_ms is not None}
         out[f"{queue} blocked"] = {job.sent.id for job in here if job.waits}
+        out[f"{queue} states"] = dict(Counter(job.state for job in here if not job.ended))
     for node in NODES:
         out[f"{node} holds"] = model.leases(node)
     out["leases"] = {i: job.lease_ms for i, job in jobs.items() if job.lease_ms is not None}

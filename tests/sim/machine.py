@@ -46,7 +46,7 @@ JOBS = st.fixed_dictionaries(
 )
 OUTCOMES = st.sampled_from(["SUCCESS", "SUCCESS", "FAILURE", "REVOKED"])
 SERVED = st.sampled_from([QUEUES, QUEUES, QUEUES[:1], QUEUES[1:]])
-CONSTANTS = {keys.SEQUENCE, keys.REAPER, keys.KEY_MARK}
+CONSTANTS = {keys.SEQUENCE, keys.REAPER, keys.KEY_MARK, "by:events", *(f"by:states:{queue}" for queue in QUEUES)}
 
 
 class Histories(RuleBasedStateMachine):
@@ -222,7 +222,7 @@ class Histories(RuleBasedStateMachine):
     def redis_holds_what_the_model_holds(self) -> None:
         self.told["looks"] += 1
         there, right = seen(self.world), wanted(self.model)
-        wrong = {what: (there.get(what), right[what]) for what in right if there.get(what) != right[what]}
+        wrong = {what: (told, right[what]) for what, told in there.items() if told != right[what]}
         assert not wrong, f"(in Redis, in the model): {wrong}"
 
     @invariant()
