@@ -26,6 +26,30 @@ def index_of(job_id: str) -> int:
     return int(job_id.rpartition(":")[2])
 
 
+_SHARED = (b"image", b"name", b"definition", b"depends")
+_ALIKE = (b"queue", b"priority", b"mc", b"mem", b"gpu", b"disk", b"created")
+OF_PARENT = (*_SHARED, *_ALIKE, b"array", b"state", b"reason", b"ended")
+"""What is to be known of a parent to show its children."""
+
+
+def shared(parent: Mapping[bytes, bytes | None]) -> dict[bytes, bytes]:
+    """Fields of a child that stand in its parent's record. parent: its OF_PARENT."""
+    return {field: value for field in _SHARED if (value := parent.get(field)) is not None}
+
+
+def to_come(job_id: str, parent: Mapping[bytes, bytes | None]) -> dict[bytes, bytes]:
+    """The record of a child that has none (yet), {} where there will never be one; of an array that was refused, none
+    comes. parent: its OF_PARENT.
+    """
+    size, state = parent.get(b"array"), State((parent.get(b"state") or b"SUBMITTED").decode())
+    if size is None or index_of(job_id) >= int(size) or state is State.SUCCEEDED:
+        return {}
+    alike = (*_ALIKE, *((b"state", b"reason", b"ended") if state is State.FAILED else ()))
+    own = {field: value for field in alike if (value := parent.get(field)) is not None}
+    of_array = {b"parent": (parent_of(job_id) or "").encode(), b"index": str(index_of(job_id)).encode()}
+    return {b"state": b"PENDING", **own, **of_array}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Array:
     """The children of a parent. counts: how many are in each state; their sum is the size at every read."""
@@ -36,6 +60,21 @@ class Array:
     @property
     def ended(self) -> int:
         return self.counts[State.SUCCEEDED] + self.counts[State.FAILED]
+
+    @property
+    def running(self) -> int:
+        """On a node."""
+        return self.counts[State.STARTING] + self.counts[State.RUNNING]
+
+    def told(self) -> str:
+        """`1000 children: 3 succeeded, 1 failed, 20 running, 976 waiting`."""
+        parts = {
+            "succeeded": self.counts[State.SUCCEEDED],
+            "failed": self.counts[State.FAILED],
+            "running": self.running,
+            "waiting": self.size - self.ended - self.running,
+        }
+        return f"{self.size} children: " + ", ".join(f"{n} {word}" for word, n in parts.items() if n)
 
     @classmethod
     def of(cls, h: Mapping[bytes, bytes]) -> Array | None:

@@ -19,6 +19,7 @@ from celery.exceptions import CeleryError
 from kombu.exceptions import KombuError, OperationalError
 
 from . import keys
+from .arrays import index_of, parent_of
 from .blobs import Blobs, LazyBlobs, OnBytes
 from .definitions import Definitions, Known, expand
 from .dependencies import check_known
@@ -40,6 +41,7 @@ from .waiting import wait_for
 from .why import Reason, explain
 
 _LIST_MOST = 20_000
+_CHILDREN = 1000  # in one round trip
 _SHORT_ID, _SHORT_OF, _WHOLE_ID = re.compile(r"[0-9a-f][0-9a-f-]{3,34}"), 1000, 36
 
 
@@ -188,6 +190,8 @@ class Client:
         stays as it is. Only ids that Celery made are found. Raises InvalidConfig: several begin so, or
         one does and name has fewer than `least` characters.
         """
+        if (array := parent_of(name)) is not None:
+            return f"{self.whole_id(array, least=least)}:{index_of(name)}"
         if not _SHORT_ID.fullmatch(name) or self.records([name]):
             return name
         ids = self.yard.guard(lambda: self.yard.redis.zrevrange(keys.JOBS, 0, _SHORT_OF - 1))
@@ -216,8 +220,8 @@ class Client:
     ) -> list[Record]:
         """The records of jobs, in the order given, once all have ended.
 
-        on_change gets a record when it is first seen and at each change of its state. An id that the yard does not
-        know (yet) is waited for: it may be a later step of a chain. Raises NotEnded after timeout_s.
+        on_change gets a record when it is first seen, and at each change of its state or its children's. An id that
+        the yard does not know (yet) is waited for: it may be a later step of a chain. Raises NotEnded after timeout_s.
         """
         return wait_for(self.yard, list(ids), self.records, timeout_s=timeout_s, on_change=on_change)
 
@@ -230,6 +234,35 @@ class Client:
             if len(found) >= limit or len(recent) < window or window >= _LIST_MOST:
                 return found[:limit]
             window *= 4
+
+    def children(
+        self, array: str, *, limit: int = 50, states: Collection[State] = (), start: int = 0
+    ) -> builtins.list[Record]:
+        """Those of an array from index `start` on, by index; with states, those in one of them.
+
+        Raises NotFound (no such job), InvalidJob (it is no array).
+        """
+        parent = self.status(array)
+        if (counted := parent.array) is None:
+            raise InvalidJob("array_size", array, "is not an array, it has no children")
+        found: builtins.list[Record] = []
+        for at in range(start, counted.size, _CHILDREN):
+            ids = [f"{array}:{n}" for n in range(at, min(counted.size, at + _CHILDREN))]
+            if states:
+                ids = self._in_states(ids, states, parent.state if parent.state.ended else State.PENDING)
+            found += self.records(ids[: limit - len(found)]).values()
+            if len(found) >= limit:
+                break
+        return found
+
+    def _in_states(self, ids: Sequence[str], states: Collection[State], to_come: State) -> builtins.list[str]:
+        """Of children. to_come: the state of those that have no record."""
+        pipe = self.yard.redis.pipeline(transaction=False)
+        for job_id in ids:
+            pipe.hget(keys.job(job_id), "state")
+        told: builtins.list[bytes | None] = self.yard.guard(pipe.execute)
+        found = [State(state.decode()) if state else to_come for state in told]
+        return [job_id for job_id, state in zip(ids, found, strict=True) if state in states]
 
     def cancelled(self, record: Record) -> bool:
         """Whether a job failed because it was cancelled or expired, rather than by itself."""
@@ -333,6 +366,8 @@ class Client:
         record = self.status(job_id)
         outputs = (record.result or {}).get("outputs") or {}
         if output not in outputs:
+            if record.array is not None:
+                raise NotFound(f'job "{job_id}" is an array; its children have outputs: {job_id}:0:{output}')
             has = f"it has {', '.join(sorted(outputs))}" if outputs else f"it is {record.state} and has none"
             raise NotFound(f'job "{job_id}" has no output "{output}"; {has}')
         digest = outputs[output].get("digest")

@@ -13,6 +13,7 @@ from typing import Any
 from celery import states
 
 from . import message
+from .children import Children
 from .errors import BrokerUnavailable, IntegrityError, JobFailed, NotFound
 from .followups import CannotFollow, Followups
 from .message import Message
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 TRY_AGAIN_S = 60.0
 RELEASES = 16  # calls for one job's dependants, 64 a call, before others' turn comes
 CHUNKS = 16  # calls for arrays, some 2 ms each, before others' turn comes; each array gets one
-ENDS = 64  # children in a call
+ENDS = 40  # children in a call
 
 
 class Outbox:
@@ -34,7 +35,7 @@ class Outbox:
         self._yard, self._followups, self._retention_s = yard, followups, retention_s
         self._cursor = 0
         self._later: dict[str, float] = {}
-        self._arrays = 0
+        self._arrays, self._children = 0, Children(yard)
 
     def run(self) -> int:
         """Delivers a bounded number of entries. Returns how many this call delivered."""
@@ -67,7 +68,7 @@ class Outbox:
             return self._array(entry["id"])
         if field == "children":
             for _ in range(CHUNKS):
-                if not self._yard.end_children(ENDS):
+                if not self._children.end(ENDS):
                     break
             return True
         return self._body(field, entry)
@@ -75,10 +76,10 @@ class Outbox:
     def _array(self, job_id: str) -> bool:
         try:
             for _ in range(max(1, CHUNKS // max(1, self._arrays))):
-                if not self._yard.array(job_id):
+                if not self._children.step(job_id):
                     break
         except BrokerUnavailable:  # no memory for new children, maybe: what ends must end all the same
-            self._yard.array(job_id, spawn=False)
+            self._children.step(job_id, spawn=False)
             return False
         return True
 
@@ -91,7 +92,7 @@ class Outbox:
         fields, state = {"reason": reason, "ended": str(now_ms)}, State.FAILED
         try:
             if entry["state"] == states.SUCCESS:
-                result = self._yard.array_result(job_id, now_ms / 1000)
+                result = self._children.result(job_id, now_ms / 1000)
                 effects = self._followups.succeeded(self._message(job_id), result)
                 fields["result"], state = json.dumps(result), State.SUCCEEDED
             else:

@@ -51,7 +51,19 @@ def gather(client: Client, job_id: str) -> Facts:
         queue_state=queue.state if queue else None,
         nodes=_nodes(client, nodes[:_MOST_NODES], now_s),
         cancelled=client.cancelled(record),
+        **_of_array(client, record, raw),
     )
+
+
+def _of_array(client: Client, record: Record, raw: Mapping[bytes, bytes]) -> dict[str, Any]:
+    array, left = record.array, any(on.left for on in record.depends_on)
+    if array is None or record.state.ended or left or not sum(int(raw.get(f"n:{s}".encode(), 0)) for s in State):
+        return {}
+    if array.running or array.ended == array.size:
+        return {"array_goes": True}
+    waiting = {State.RUNNABLE} if array.counts[State.RUNNABLE] else {State.PENDING}
+    first = client.children(record.id, limit=1, states=waiting)
+    return {"array_goes": True, "child": gather(client, first[0].id) if first else None}
 
 
 def _states(client: Client, ids: Sequence[str]) -> dict[str, str]:

@@ -55,8 +55,9 @@ class Input(OrText):
     directory `0/ 1/ …` by the index of its children, or with `index` one of them; of one on which this job depends
     N_TO_N, that of the child with this one's index.
 
-    A string stands for `{"digest": …}` or `{"uri": …}`. `uri` may carry a digest and a size that its bytes must have,
-    and, with s3://, `credentials`: the name of a secret on the node, a file as the AWS CLI has them.
+    A string stands for `{"digest": …}`, `{"uri": …}`, or as `job:<job id>:<output>` for an output of another job. `uri`
+    may carry a digest and a size that its bytes must have, and, with s3://, `credentials`: the name of a secret on the
+    node, a file as the AWS CLI has them.
     `members` is what `{"from": name}` after a group becomes: a directory `0/ 1/ …` in group order.
     """
 
@@ -75,6 +76,9 @@ class Input(OrText):
     def _short_form(cls, value: Any) -> Any:
         if not isinstance(value, str):
             return value
+        if value.startswith("job:"):
+            job_id, _, name = value[4:].rpartition(":")
+            return {"job": job_id, "from": name}
         return {"digest": value} if value.startswith("sha256:") else {"uri": value}
 
     @model_validator(mode="after")
@@ -394,7 +398,7 @@ def _of_array(field: str, spec: Input, result: Mapping[str, Any]) -> Input:
     if spec.index is not None and not (isinstance(size, int) and spec.index < size):
         raise InvalidJob(field, spec.index, f"the array before it has {size} children")
     try:
-        return Input.model_validate({"job": job_id, "from": spec.from_, "index": spec.index})
+        return Input.model_validate({"job": str(job_id or ""), "from": spec.from_, "index": spec.index})
     except ValidationError:
         raise InvalidJob(field, spec.from_, "the previous result is not that of a Batchyard job") from None
 

@@ -32,6 +32,8 @@ class JobLog:
         InvalidConfig (no store), and what the store raises.
         """
         record = self._first(follow, awaited)
+        if record.array is not None:
+            raise NotFound(f'job "{self._id}" is an array; its children have logs, {self._id}:0 and on')
         if record.state.ended:
             yield from self._of_ended(record)
             return

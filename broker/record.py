@@ -116,12 +116,8 @@ class Claimed:
         return None if parent_of(self.id) is None else index_of(self.id)
 
 
-OF_PARENT = (b"image", b"name", b"definition", b"depends")
-"""Fields of a child that stand in its parent's record."""
-
-
 def from_hash(job_id: str, own: Mapping[bytes, bytes], parent: Mapping[bytes, bytes] | None = None) -> Record:
-    """A record from its Redis hash. parent: of a child, fields OF_PARENT of its array's."""
+    """A record from its Redis hash. parent: of a child, what `arrays.shared` gives of its array's."""
     h = {**(parent or {}), **own}
 
     def text(field: str) -> str | None:

@@ -11,7 +11,9 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """AWS Batch's states; PENDING is a job that waits for others to end, for its eta, or for a backoff."""
+    """AWS Batch's states; PENDING is a job that waits for others to end, for its eta, or for a backoff, and an
+    array while its children go on.
+    """
 
     SUBMITTED = "SUBMITTED"
     PENDING = "PENDING"

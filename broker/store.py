@@ -23,7 +23,7 @@ from .dependencies import Dependency
 from .errors import BrokerUnavailable, InvalidConfig, NotFound
 from .functions import Arg, Functions, connect, told, words
 from .message import Document
-from .record import OF_PARENT, Attempt, Claimed, Record, from_hash
+from .record import Attempt, Claimed, Record, from_hash
 from .recorder import Effect, flat
 from .retry import INFRASTRUCTURE_RETRIES
 from .seal import KeyRing
@@ -339,24 +339,6 @@ class Yard:
         """Lets go some of the jobs that wait for one that has ended. Returns how many still wait: call again."""
         return int(self._call("release", job_id))
 
-    def array(self, job_id: str, *, spawn: bool = True) -> bool:
-        """A chunk of what is to be done with an array's children. True: there is more, call again.
-
-        spawn: no new ones are made without, unless to end at once; which a Redis without memory would refuse.
-        """
-        return bool(self._call("array" if spawn else "array_close", job_id))
-
-    def array_result(self, job_id: str, ended_s: float) -> dict[str, Any]:
-        """What the producer of an array gets whose children have all ended. Raises NotFound."""
-        found = self.hashes([job_id])
-        if not found:
-            raise NotFound(f'no job "{job_id}"')
-        return arrays.result(job_id, found[job_id][0], ended_s)
-
-    def end_children(self, most: int) -> bool:
-        """Ends children that no node holds. True: there are more, call again."""
-        return bool(self._call("children_end", most))
-
     def deliver(self, field: str, effects: list[Effect]) -> bool:
         return bool(self._call("deliver", field, *flat(effects)))
 
@@ -386,18 +368,27 @@ class Yard:
         return from_hash(job_id, *found[job_id])
 
     def hashes(self, ids: Sequence[str]) -> dict[str, tuple[dict[bytes, bytes], dict[bytes, bytes]]]:
-        """Those records that there are, and of a child what its array says of it; in one round trip."""
+        """Those records that there are, and of a child what its array says of it; in one round trip.
+
+        A child that is still to come has the record that it will have.
+        """
         pipe = self.redis.pipeline(transaction=False)
         for job_id in ids:
             pipe.hgetall(keys.job(job_id))
         parents = dict.fromkeys(parent for job_id in ids if (parent := parent_of(job_id)))
         for parent in parents:
-            pipe.hmget(keys.job(parent), OF_PARENT)
+            pipe.hmget(keys.job(parent), arrays.OF_PARENT)
         answers: list[Any] = self.guard(pipe.execute) if ids else []
         told = zip(parents, answers[len(ids) :], strict=True)
-        known = {p: {f: v for f, v in zip(OF_PARENT, values, strict=True) if v is not None} for p, values in told}
-        found = zip(ids, answers[: len(ids)], strict=True)
-        return {i: (h, known.get(parent_of(i) or "", {})) for i, h in found if h}
+        known: dict[str, dict[bytes, bytes | None]] = {
+            p: dict(zip(arrays.OF_PARENT, values, strict=True)) for p, values in told
+        }
+        found = {}
+        for job_id, h in zip(ids, answers[: len(ids)], strict=True):
+            of_parent = known.get(parent_of(job_id) or "", {})
+            if own := h or arrays.to_come(job_id, of_parent):
+                found[job_id] = own, arrays.shared(of_parent)
+        return found
 
     def exists(self, job_id: str) -> bool:
         """Whether there is a record."""

@@ -13,7 +13,6 @@ from . import keys
 from .errors import BrokerUnavailable, NotEnded
 from .functions import words
 from .record import Record
-from .state import State
 from .store import Yard
 
 LOOK_EVERY_S = 1.0
@@ -58,11 +57,12 @@ class _Board:
     def update(self, found: Mapping[str, Record]) -> None:
         self.looked = time.monotonic()
         for job_id, record in found.items():
-            before: State | None = self.seen[job_id].state if job_id in self.seen else None
+            seen = self.seen.get(job_id)
+            before = (seen.state, seen.array) if seen else None
             self.seen[job_id] = record
             if record.state.ended:
                 self.open.pop(job_id, None)
-            if self._on_change is not None and record.state is not before:
+            if self._on_change is not None and (record.state, record.array) != before:
                 self._on_change(record)
 
 

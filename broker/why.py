@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from .arrays import Array
 from .record import Record
 from .state import State
 
@@ -54,6 +55,7 @@ class Facts:
     waiting_lists: messages that wait for intake. queue_state: None when the queue is not configured (any more).
     depends_on: those that it still waits for, with their states. retry_at_s: when it is tried again.
     revoked: a cancel that spares the running job. ending: its end is decided, and is being written.
+    array_goes: of an array that waits for nothing but its children; child: one of them that waits, while none runs.
     stored_cancel: of a job that has not come yet. dead: why its message was no job.
     """
 
@@ -76,6 +78,8 @@ class Facts:
     queue_state: str | None = "ENABLED"
     nodes: tuple[NodeFacts, ...] = ()
     cancelled: bool = False
+    array_goes: bool = False
+    child: Facts | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,9 +104,31 @@ def explain(facts: Facts) -> list[Reason]:
         return _ended(record, facts)
     if facts.ending:
         return [Reason(code="ending", text=f"its end is decided and is being written; {_controller(facts)}")]
+    if record.array is not None and facts.array_goes:
+        return _array(record, record.array, facts)
     if record.state in {State.STARTING, State.RUNNING}:
         return _held(record, facts)
     return [*_waiting(record, facts), *_history(record)]
+
+
+def _array(r: Record, array: Array, f: Facts) -> list[Reason]:
+    """Of a parent that waits for nothing but its children."""
+    waiting = array.size - array.ended - array.running
+    counts = {str(state): n for state, n in array.counts.items()}
+    parts = [f"{n} {word}" for n, word in ((array.running, "run"), (waiting, "wait")) if n]
+    text = f"{array.ended} of {array.size} children have ended{f'; {chr(32).join(parts[:1])}' if parts else ''}"
+    found = [_reason("array", "; ".join([text, *parts[1:]]), size=array.size, counts=counts)]
+    if r.cancelling or f.revoked:
+        how = "those that run are being stopped" if r.cancelling else "those that run may end by themselves"
+        found.append(Reason(code="cancelling", text=f"it was cancelled; {how}; {_controller(f)}"))
+    if f.child is not None and f.child.record is not None:
+        child, state = f.child.job_id, f.child.record.state
+        reasons = [one for one in explain(f.child) if one.code != "attempt"][:_MOST_NODES]
+        found += [
+            _reason(f"child_{one.code}", f"child {child}, {state}: {one.text}", id=child, **one.details)
+            for one in reasons
+        ]
+    return found
 
 
 def _not_known(f: Facts) -> list[Reason]:
@@ -204,6 +230,8 @@ def _depends(r: Record, f: Facts) -> list[Reason]:
     for on in r.depends_on:
         if on.left:
             state = f.depends_on.get(on.job_id, "gone")
+            if on.type:
+                continue  # its children do
             wanted = "to succeed" if on.on_failure == "FAIL" else "to end, well or not"
             text = f"it waits for job {on.job_id} {wanted}; that is {state}"
             found.append(_reason("depends_on", text, depends_on=on.job_id, on_failure=on.on_failure, state=state))

@@ -50,7 +50,7 @@ def status(doors: Doors, ids: Sequence[str], as_json: bool) -> int:
 def _print_record(r: Record) -> None:
     outputs = (r.result or {}).get("outputs") or {}
     facts = [
-        ("id", r.id), ("name", r.name), ("state", str(r.state)),
+        ("id", r.id), ("name", r.name), ("state", str(r.state)), ("array", r.array.told() if r.array else ""),
         ("reason" if r.state.ended else "last reason", r.reason), ("progress", r.progress),
         ("exit code", "" if r.exit_code is None else str(r.exit_code)), ("queue", r.queue), ("image", r.image),
         ("definition", r.definition),
@@ -59,7 +59,7 @@ def _print_record(r: Record) -> None:
         ("started", show.moment(r.started)), ("ended", show.moment(r.ended)), ("ran", show.took(r, time.time())),
         ("lost nodes", str(r.losses or "")), ("interruptions", str(r.interruptions or "")), ("log", r.log or ""),
     ]  # fmt: skip
-    facts += [(f"depends on {on.job_id}", _dependency(on, r)) for on in r.depends_on]
+    facts += [(f"depends on {on.job_id or 'itself'}", _dependency(on, r)) for on in r.depends_on]
     facts += [(f"attempt {n}", _attempt(a)) for n, a in enumerate(r.attempts, 1)]
     facts += [
         (f"output {name}", f"{o.get('digest')} ({o.get('kind')}, {show.size(o.get('size') or 0)})")
@@ -69,6 +69,8 @@ def _print_record(r: Record) -> None:
 
 
 def _dependency(on: DependsOn, r: Record) -> str:
+    if on.type:
+        return f"each child for one, {on.type}"
     if on.left:
         return "waits for it" if on.on_failure == "FAIL" else "waits for it, however it ends"
     return "waits no more" if r.state.ended else "has ended"
@@ -107,7 +109,19 @@ def print_jobs(client: Client, limit: int, states: Sequence[str], *, as_json: bo
     """The newest jobs, of these states only where some are named."""
     from ..state import State
 
-    records = client.list(limit, {State(s.upper()) for s in states})
+    print_records(client.list(limit, {State(s.upper()) for s in states}), as_json=as_json)
+
+
+def print_children(client: Client, array: str, limit: int, states: Sequence[str], start: int, *, as_json: bool) -> None:
+    """Of an array, by index."""
+    from ..state import State
+
+    found = client.children(array, limit=limit, states={State(s.upper()) for s in states}, start=start)
+    print_records(found, as_json=as_json)
+
+
+def print_records(records: Sequence[Record], *, as_json: bool) -> None:
+    """As a table, one a line."""
     if as_json:
         print_json([r.as_json() for r in records])
         return

@@ -11,7 +11,7 @@ from ..errors import NotFound
 from . import show
 from .complete import job_ids
 from .doors import Doors, examples, json_option, print_json, yard_options
-from .look import list_options, print_jobs
+from .look import list_options, print_children, print_jobs
 
 if TYPE_CHECKING:
     from ..client import Client
@@ -24,21 +24,39 @@ _SIGNS = {"directory": "d", "symlink": "l", "file": "-"}
     epilog=examples(
         "batchyard ls                       the newest jobs, as `batchyard list`",
         "batchyard ls ID                    the outputs of a job",
+        "batchyard ls --array ID --status FAILED    the children of an array",
         "batchyard ls ID:table              what is in its output `table`",
         "batchyard ls -l sha256:…           what is in a blob, with the files' digests",
     )
 )
 @click.argument("what", required=False, shell_complete=job_ids)
 @click.option("-l", "--long", "long_", is_flag=True, help="Show the digests of the files in a tree.")
+@click.option("--array", metavar="ID", shell_complete=job_ids, help="List the children of this array, by index.")
+@click.option("--from", "start", metavar="INDEX", type=click.IntRange(0), default=0, help="The first child.")
 @list_options
 @json_option
 @yard_options
-def ls(doors: Doors, what: str | None, long_: bool, limit: int, states: Sequence[str], as_json: bool) -> None:
-    """List the newest jobs, a job's outputs (ID), or what is in a blob (sha256:… or ID:OUTPUT).
+def ls(
+    doors: Doors,
+    what: str | None,
+    long_: bool,
+    array: str | None,
+    start: int,
+    limit: int,
+    states: Sequence[str],
+    as_json: bool,
+) -> None:
+    """List the newest jobs, a job's outputs (ID), an array's children (--array), or what is in a blob (sha256:… or
+    ID:OUTPUT).
 
-    --limit and --status are for the list of jobs.
+    --limit and --status are for jobs and children.
     """
+    if what is not None and array is not None:
+        raise click.UsageError("--array lists children; leave out the other name")
     with doors.client() as client:
+        if array is not None:
+            print_children(client, client.whole_id(array), limit, states, start, as_json=as_json)
+            return
         if what is None:
             print_jobs(client, limit, states, as_json=as_json)
             return
@@ -64,6 +82,9 @@ def _print_outputs(record: Record, *, as_json: bool) -> None:
     outputs: Mapping[str, Mapping[str, Any]] = (record.result or {}).get("outputs") or {}
     if as_json:
         print_json([{"name": name, **blob} for name, blob in outputs.items()])
+        return
+    if record.array is not None:
+        click.echo(f"{record.array.told()}; `batchyard ls --array {record.id}` lists them")
         return
     rows = [
         (name, str(o.get("kind")), show.size(o.get("size") or 0), str(o.get("digest") or o.get("uri") or ""))

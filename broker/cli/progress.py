@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn, Task
     from rich.text import Text
 
+    from ..arrays import Array
     from ..record import Record
 
 _BAR = 24
@@ -65,7 +66,9 @@ def content_bytes(path: Path) -> int | None:
 
 @contextmanager
 def jobs(count: int, *, shown: bool) -> Iterator[Callable[[Record], None] | None]:
-    """A bar of jobs that have ended. Gives what hears of each change of a job, or None when not shown."""
+    """A bar of jobs that have ended, of an array its children. Gives what hears of each change of a job, or None when
+    not shown.
+    """
     if not shown:
         yield None
         return
@@ -76,12 +79,17 @@ def jobs(count: int, *, shown: bool) -> Iterator[Callable[[Record], None] | None
         BarColumn(_BAR), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     ) as progress:
         task, states = progress.add_task("", total=count), dict[str, str]()
+        arrays: dict[str, Array] = {}
 
         def hear(record: Record) -> None:
             states[record.id] = str(record.state)
+            if record.array is not None:
+                arrays[record.id] = record.array
             said = one_line(record).partition(" ")[2] if count == 1 else counted(states, count)
-            ended = sum(state in {"SUCCEEDED", "FAILED"} for state in states.values())
-            progress.update(task, completed=ended, description=escape(said))
+            ended = sum(state in {"SUCCEEDED", "FAILED"} for i, state in states.items() if i not in arrays)
+            done = ended + sum(one.ended for one in arrays.values())
+            total = count - len(arrays) + sum(one.size for one in arrays.values())
+            progress.update(task, completed=done, total=total, description=escape(said))
 
         yield hear
 

@@ -35,6 +35,7 @@ _FIELDS = (
     "profile",
     "network",
     "user",
+    "array_size",
 )
 _MAPS = {"environment": "env", "secrets": "secret", "parameters": "param", "tags": "tag", "outputs": "output"}
 _QUEUE = "cpu"
@@ -101,10 +102,13 @@ _EXAMPLES = examples(
 @_pairs_option(
     "--input",
     "PATH=SOURCE",
-    "Path in the container; sha256:…, s3://…, https://…, file:///… of the node, or @PATH of this machine, put first.",
+    "Path in the container; sha256:…, s3://…, https://…, file:///… of the node, job:ID:OUTPUT of a job that it depends "
+    "on, or @PATH of this machine, put first.",
 )
 @_pairs_option("--output", "NAME=PATH", "File or directory below /work that is kept at the end.")
 @_pairs_option("--tag", "KEY=VALUE", "For people and tools.")
+@click.option("--array", "array_size", metavar="SIZE", type=int,
+              help="An array of 2 to 100000 children, each with its AWS_BATCH_JOB_ARRAY_INDEX.")  # fmt: skip
 @click.option("--timeout-s", type=int, help="Seconds that an attempt may take.")
 @click.option("--attempts", type=int, help="Runs at most, when it fails.  [default: 1]")
 @click.option("--backoff-s", type=float, help="Before it is tried again; doubled each time, an hour at most.")
@@ -125,6 +129,14 @@ _EXAMPLES = examples(
     shell_complete=job_ids,
     help="Not before that job has succeeded; if it fails, so does this one. Repeatable.",
 )
+@click.option(
+    "--n-to-n",
+    metavar="ID",
+    multiple=True,
+    shell_complete=job_ids,
+    help="Of an array: each child not before the child of that array with its index has succeeded. Repeatable.",
+)
+@click.option("--sequential", is_flag=True, help="Of an array: each child not before the one before it has succeeded.")
 @click.option("--queue", help=f"[default: the file's, else {_QUEUE}]", shell_complete=queue_names)
 @click.option("--priority", type=click.IntRange(0, 9), help="0 is the most urgent.")
 @click.option("--countdown-s", type=float, help="Not before so many seconds from now.")
@@ -274,11 +286,14 @@ def described(job: Mapping[str, Any], fields: Mapping[str, Any], command: Sequen
             if not isinstance(filed, Mapping):
                 raise InvalidConfig(f"the file's {field} must be an object, to which --{option} adds")
             merged[field] = {**filed, **fields[option]}
-    if fields.get("depends_on"):
+    awaited: list[object] = [*(fields.get("depends_on") or ())]
+    awaited += [{"job_id": job_id, "type": "N_TO_N"} for job_id in fields.get("n_to_n") or ()]
+    awaited += [{"type": "SEQUENTIAL"}] if fields.get("sequential") else []
+    if awaited:
         filed = merged.get("depends_on") or []
         if not isinstance(filed, Sequence) or isinstance(filed, str):
             raise InvalidConfig("the file's depends_on must be a list, to which --depends-on adds")
-        merged["depends_on"] = [*filed, *fields["depends_on"]]
+        merged["depends_on"] = [*filed, *awaited]
     if command:
         merged["command"] = list(command)
     return merged

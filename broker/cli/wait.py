@@ -74,9 +74,12 @@ def going_on(ids: Sequence[str]) -> Iterator[None]:
 def wait_and_say(client: Client, ids: Sequence[str], *, timeout_s: float | None, as_json: bool, quiet: bool) -> int:
     """Waits, prints the ends on stdout and what happens meanwhile on stderr; the exit code."""
 
+    said: dict[str, str] = {}
+
     def say(record: Record) -> None:
-        if not record.state.ended:
+        if not record.state.ended and said.get(record.id) != record.state:
             click.echo(one_line(record), err=True)
+        said[record.id] = record.state
 
     try:
         with going_on(ids), progress.jobs(len(ids), shown=progress.wanted(as_json=as_json, quiet=quiet)) as hear:

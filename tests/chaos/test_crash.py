@@ -33,7 +33,7 @@ from yardtest.crash import IMAGE, STEPS, Fault, Members, Place, Victim, When, di
 from yardtest.redis import RedisServer, free_port
 
 TIMEOUT_S = 30.0
-FULL, SHORT = range(100), (0, 3, 8, 13, 18, 23, 25, 27, 32, 37, 42, 45, 53, 61, 81, 92)
+FULL, SHORT = range(120), (0, 3, 8, 13, 18, 23, 25, 27, 32, 37, 42, 45, 49, 53, 57, 81, 92)
 CONFIG = Config(
     queues={"cpu": Queue(environments=("here",))},
     environments={"here": Environment(vcpus=2, memory_mib=512, disk_gib=10)},
@@ -75,6 +75,21 @@ class Steps:
         return Several(
             one("e", ids["d"]), one("d", ids["b"]), one("b", fails=9), one("a"), one("f", ids["a"]),
             one("c", ids["a"], any_end),
+        )  # fmt: skip
+
+    def arrays(self) -> Several:
+        """`b` child by child after `a`, `c` after all of `b`; `d` one by one, and its first child fails."""
+        ids = {name: str(uuid4()) for name in "abcd"}
+
+        def one(name: str, *parents: object, size: int | None = 2, of: str = "", fails: int = 0) -> Any:
+            step = self.first(name, fails=fails, task_id=ids[name])
+            inputs = {"inputs": {"/in": {"job": ids[of], "from": "out"}}} if of else {}
+            step.kwargs["job"] |= {"depends_on": list(parents), "array_size": size, **inputs}
+            return step
+
+        return Several(
+            one("d", {"type": "SEQUENTIAL"}, size=3, fails=9), one("a"),
+            one("b", {"job_id": ids["a"], "type": "N_TO_N"}, of="a"), one("c", ids["b"], size=None, of="b"),
         )  # fmt: skip
 
     def then(self, name: str, *, output: str = "out", **options: Any) -> Any:
@@ -159,6 +174,13 @@ CANVASES = (
         text="c()",
         runs="a b c f",
         calls=("intake", "settle", "finish", "release"),
+    ),
+    Canvas(
+        name="arrays",
+        make=lambda s: s.arrays(),
+        text="c(b.0(a.0())b.1(a.1()))",
+        runs="a.0 a.1 b.0 b.1 c d.0",
+        calls=("claim", "settle", "finish", "array", "children_end"),
     ),
     Canvas(
         name="chain with an expired step",

@@ -11,6 +11,7 @@ import pytest
 from celery import Celery
 
 from batchyard.broker import keys
+from batchyard.broker.children import Children
 from batchyard.broker.config import Config, Environment, Queue
 from batchyard.broker.dependencies import Dependency
 from batchyard.broker.ending import Outbox
@@ -79,6 +80,10 @@ def deliver(yard: Yard) -> None:
         pass
 
 
+def step(yard: Yard, job_id: str) -> bool:
+    return Children(yard).step(job_id)
+
+
 def counts(yard: Yard, job_id: str) -> dict[str, int]:
     """By state, without zeros; and all of them are there."""
     array = yard.record(job_id).array
@@ -111,19 +116,19 @@ def told(yard: Yard, job_id: str) -> dict[str, Any]:
 
 
 def test_an_array_is_one_record_until_its_children_are_spawned(yard: Yard) -> None:
-    put(yard, "a", 300)
-    assert states(yard, "a") == ["PENDING"]
-    assert counts(yard, "a") == {"PENDING": 300}
-    assert yard.depth(["cpu"])["cpu"].total == 300
+    put(yard, "a", 160)
+    assert states(yard, "a", "a:7") == ["PENDING", "PENDING"]
+    assert counts(yard, "a") == {"PENDING": 160}
+    assert yard.depth(["cpu"])["cpu"].total == 160
     assert yard.redis.keys("by:job:*") == [b"by:job:a"]
-    assert yard.array("a")
-    assert counts(yard, "a") == {"RUNNABLE": 128, "PENDING": 172}
-    assert yard.depth(["cpu"])["cpu"].total == 300
-    assert yard.array("a")
-    assert not yard.array("a")
-    assert not yard.array("a")  # nothing is left to be done
-    assert counts(yard, "a") == {"RUNNABLE": 300}
-    assert yard.depth(["cpu"])["cpu"].total == 300
+    assert step(yard, "a")
+    assert counts(yard, "a") == {"RUNNABLE": 64, "PENDING": 96}
+    assert yard.depth(["cpu"])["cpu"].total == 160
+    assert step(yard, "a")
+    assert not step(yard, "a")
+    assert not step(yard, "a")  # nothing is left to be done
+    assert counts(yard, "a") == {"RUNNABLE": 160}
+    assert yard.depth(["cpu"])["cpu"].total == 160
     assert [r.id for r in yard.recent(10)] == ["a"]
 
 
@@ -250,7 +255,7 @@ def _never(yard: Yard) -> None: ...
 
 
 def _first_chunk(yard: Yard) -> None:
-    yard.array("a")
+    step(yard, "a")
 
 
 def _all(yard: Yard) -> None:
@@ -358,7 +363,7 @@ def test_an_array_that_is_refused_at_the_door_has_no_children(yard: Yard) -> Non
 def test_each_child_waits_for_that_of_the_other_array(yard: Yard) -> None:
     put(yard, "a", 200)
     put(yard, "b", 200, on("a", type="N_TO_N"))
-    yard.array("b")  # before there is a child of a
+    step(yard, "b")  # before there is a child of a
     deliver(yard)
     assert counts(yard, "b") == {"PENDING": 200}
     assert [(d.job_id, d.left) for d in yard.record("b:7").depends_on] == [("a:7", True)]
@@ -446,10 +451,10 @@ def test_a_failure_ends_the_rest_of_a_sequence_in_bounded_calls(yard: Yard) -> N
     put(yard, "a", 2000, on(type="SEQUENTIAL"))
     put(yard, "b", 2000, on(type="SEQUENTIAL", then="CONTINUE"))
     for _ in range(3):
-        yard.array("a")  # some stand there, some are still to come
+        step(yard, "a")  # some stand there, some are still to come
     settle(yard, claim(yard)["a:0"], well=False)
     assert counts(yard, "a") == {"FAILED": 1, "PENDING": 1999}
-    yard.end_children(64)
+    Children(yard).end(64)
     assert counts(yard, "a") == {"FAILED": 65, "PENDING": 1935}
     deliver(yard)
     assert counts(yard, "a") == {"FAILED": 2000}
@@ -505,10 +510,10 @@ def test_moves_of_an_array_may_be_made_by_anybody_at_any_time(yard: Yard) -> Non
     put(yard, "a", 300, on(type="SEQUENTIAL"))
     put(yard, "b", 300, on("a", type="N_TO_N"))
     for _ in range(6):
-        yard.array("b")
-        yard.array("a")
-        yard.array("nobody")
-        yard.end_children(1)
+        step(yard, "b")
+        step(yard, "a")
+        step(yard, "nobody")
+        Children(yard).end(1)
     assert (counts(yard, "a"), counts(yard, "b")) == ({"RUNNABLE": 1, "PENDING": 299}, {"PENDING": 300})
     settle(yard, claim(yard)["a:0"])
     held = claim(yard)
@@ -516,8 +521,8 @@ def test_moves_of_an_array_may_be_made_by_anybody_at_any_time(yard: Yard) -> Non
     settle(yard, held["b:0"])
     yard.cancel("a", "not wanted", terminate=True)
     for _ in range(3):
-        yard.array("a")
-        yard.end_children(3)
+        step(yard, "a")
+        Children(yard).end(3)
         counts(yard, "a")
         counts(yard, "b")
     deliver(yard)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from celery import chain
 
+from batchyard.broker import cli
 from batchyard.broker.client import Client
 from batchyard.broker.state import State
 from yardtest.wait import until
@@ -97,7 +99,8 @@ def test_the_next_step_of_a_chain_gets_the_outputs_of_an_array_as_a_directory(ya
     )  # fmt: skip
     result = chain(first, then).apply_async()
     assert digest(result.get(timeout=120)) == of_text("".join(f"{n}\n" for n in (*range(70), 7)))
-    told = result.parent.get(timeout=5)
+    before: Any = result.parent
+    told = before.get(timeout=5)
     assert (told["array"], told["outputs"]) == ({"size": 70, "succeeded": 70, "failed": 0}, {})
     yard.nothing_left()
 
@@ -116,4 +119,41 @@ def test_a_child_that_fails_is_tried_again_by_itself_and_what_is_left_can_be_gat
     assert digest(ended[1].result) == of_text("0 2\n")
     reason = yard.reason(yard.shell("true", depends_on=[tolerant], inputs={"/in/x": {"job": array, "from": "none"}}))
     assert reason == f'input "/in/x": job "{array}:0" has no output "none"; it has o'
+    yard.nothing_left()
+
+
+def test_the_command_line_knows_arrays_and_their_children(
+    yard: TestYard, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BATCHYARD_BROKER_URL", yard.url)
+    monkeypatch.setenv("BATCHYARD_STORE", str(yard.blobs))
+    monkeypatch.setenv("BATCHYARD_KEY_FILE", str(yard.key_file))
+
+    def run(*words: str, code: int = 0) -> str:
+        capsys.readouterr()
+        assert cli.run(words) == code, capsys.readouterr()
+        return capsys.readouterr().out.strip()
+
+    small = ("--image", yard.image, "--vcpus", "0.25", "--memory-mib", "32", "--disk-gib", "0.1", "--array", "3")
+    script = ("--", "sh", "-c", f"echo child {INDEX} >/work/o; [ {INDEX} != 2 ] || exec sleep 600")
+    array = run("submit", *small, "--output", "o=/work/o", *script)
+    other = run("submit", *small, "--n-to-n", array, "--sequential", "--input", f"/in=job:{array}:o", "--", "true")
+    until(lambda: "2 of 3 children have ended; 1 run" in run("why", array), "two children end", timeout_s=60)
+    assert "3 children: 2 succeeded, 1 running" in run("status", array)
+    assert json.loads(run("status", "--json", array[:12]))["array"]["counts"]["SUCCEEDED"] == 2
+    assert run("logs", f"{array}:1") == ""
+    assert json.loads(run("status", "--json", f"{array[:12]}:1"))["exit_code"] == 0
+    assert run("get", f"{array}:1:o", "-") == "child 1"
+    assert "3 children" in run("ls", array)
+    assert [c["index"] for c in json.loads(run("ls", "--array", array, "--json"))] == [0, 1, 2]
+    assert [c["index"] for c in json.loads(run("ls", "--array", array, "--status", "RUNNING", "--json"))] == [2]
+    assert [c["index"] for c in json.loads(run("ls", "--array", array, "--from", "1", "--limit", "1", "--json"))] == [1]
+    waits = json.loads(run("why", "--json", f"{other}:2"))["reasons"]
+    assert f"{array}:2" in [r["depends_on"] for r in waits if r["code"] == "depends_on"]
+    assert "is being stopped" in run("cancel", f"{array}:2")
+    assert "FAILED" in run("wait", array, other, "--quiet", code=1)
+    assert f"Dependent Job failed: {array}:2" in run("status", f"{other}:2")
+    assert "Array Child Job failed (3 children: 2 succeeded, 1 failed)" in run("wait", array, code=1)
+    run("status", f"{array}:3", code=1)
+    run("submit", *small[:-1], "1", "--", "true", code=2)
     yard.nothing_left()

@@ -221,3 +221,23 @@ def test_a_shutdown_by_remote_control_drains_the_node(yard: TestYard, control: A
     assert process.wait(20) == 0
     assert "a" not in yard.store.nodes()
     yard.start_node("a")
+
+
+def test_an_array_is_one_task_of_which_only_nodes_list_the_children(
+    yard: TestYard, events: list[dict[str, Any]]
+) -> None:
+    array = yard.shell("exec sleep 600", array_size=2)
+    names = {f"{array.id}:0", f"{array.id}:1"}
+    control: Any = yard.producer.control
+
+    def active() -> set[str]:
+        return {task["id"] for tasks in (control.inspect(timeout=2).active() or {}).values() for task in tasks}
+
+    until(lambda: names <= active(), "the children are listed", timeout_s=60)
+    assert array.state == "PENDING"
+    control.revoke(array.id, terminate=True)
+    with pytest.raises(TaskRevokedError):
+        array.get(timeout=60)
+    assert not names & active()
+    assert [e for e in list(events) if str(e.get("uuid", "")).startswith(f"{array.id}:")] == []
+    yard.nothing_left()

@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -34,7 +35,7 @@ from batchyard.worker.options import NodeOptions
 from .redis import RedisServer
 
 IMAGE = "step:1"
-STEPS = ("intake", "claim", "start", "settle", "giveback", "finish", "deliver", "release")
+STEPS = ("intake", "claim", "start", "settle", "giveback", "finish", "deliver", "release", "array", "children_end")
 _STAYS = {
     keys.JOBS,
     keys.SEQUENCE,
@@ -112,8 +113,9 @@ class Saboteur:
             return saboteur.strike(fault, functions, name, args)
 
         mock.patch.object(Functions, "call", call).start()
-        # Of a job's dependants, one is let go in a call: the rest wait for the controller.
+        # Of a job's dependants, one is let go in a call: the rest wait for the controller; so do an array's children.
         text = functions.library().replace("AT_ONCE = 64", "AT_ONCE = 1")
+        text = re.sub(r"SPAWNED, TOLD, KEPT = \d+, \d+, \d+", "SPAWNED, TOLD, KEPT = 1, 1, 1", text)
         mock.patch.object(functions, "library", return_value=text).start()
 
     def due(self, name: str) -> Fault | None:
@@ -173,14 +175,15 @@ def step(place: Place) -> Callable[[Running], int]:
 
     def run(running: Running) -> int:
         about = running.spec.environment
-        attempt = about["AWS_BATCH_JOB_ATTEMPT"]
+        attempt, index = about["AWS_BATCH_JOB_ATTEMPT"], about.get("AWS_BATCH_JOB_ARRAY_INDEX")
+        name = about["STEP"] if index is None else f"{about['STEP']}.{index}"
         with place.starts.open("a") as file:
-            file.write(f"{about['STEP']} {about['AWS_BATCH_JOB_ID']} {attempt}\n")
+            file.write(f"{name} {about['AWS_BATCH_JOB_ID']} {attempt}\n")
         running.sleep(0.02)
         inputs = sorted((b.target, b.source) for b in running.spec.binds if b.target.startswith("/in"))
         text = "".join(Path(source).read_text() for _, source in inputs)
         work = next(b.source for b in running.spec.binds if b.target == "/work")
-        (Path(work) / "out").write_text(f"{about['STEP']}({text})")
+        (Path(work) / "out").write_text(f"{name}({text})")
         return 3 if int(attempt) <= int(about["FAILURES"]) else 0
 
     return run

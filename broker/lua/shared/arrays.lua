@@ -32,6 +32,7 @@ local function close_array(id, celery_state, reason, hard)
   if h[1] and (h[2] or not hard) then return false end
   redis.call('HSETNX', job, 'close', celery_state)
   redis.call('HSETNX', job, 'close_reason', reason)
+  redis.call('HSETNX', job, 'revoked', reason)
   if hard then redis.call('HSET', job, 'hard', '1', 'cancel', reason) end
   redis.call('HSET', job, 'fanned', '0')
   redis.call('HDEL', K.unspawned(h[3]), id)

@@ -20,11 +20,11 @@ end
 
 -- Every change of a job's state goes through here. A parent's record counts its children by state, in `n:<state>`.
 local function become(id, state, ...)
-  local parent = array_of(id)
-  local was = parent and redis.call('HGET', K.job(id), 'state')
+  local parent = string.match(id, '^(.+):%d+$')
+  local was = parent and redis.call('HMGET', K.job(id), 'parent', 'state')
   redis.call('HSET', K.job(id), 'state', state, ...)
-  if not parent or was == state then return end
+  if not parent or not was[1] or was[2] == state then return end
   redis.call('HINCRBY', K.job(parent), 'n:' .. state, 1)
-  if was then redis.call('HINCRBY', K.job(parent), 'n:' .. was, -1) end
+  if was[2] then redis.call('HINCRBY', K.job(parent), 'n:' .. was[2], -1) end
   if state == 'RUNNING' then redis.call('HSETNX', K.job(parent), 'started', num(now())) end
 end

@@ -1,14 +1,15 @@
 -- Moves of one job.
 
--- quiet: the caller wakes the nodes.
+-- quiet: one that is new, and the caller wakes the nodes.
 local function make_ready(queue, id, quiet)
   local h = redis.call('HMGET', K.job(id), 'mc', 'mem', 'gpu', 'disk', 'score', 'spawned')
   if h[6] then return open_array(queue, id) end
   local class = classify(queue, {h[1], h[2], h[3], h[4]})
   become(id, 'RUNNABLE', 'class', class)
-  redis.call('HDEL', K.job(id), 'retry_at')
   index_add(queue, class, id, h[5], table.concat({h[1], h[2], h[3], h[4]}, ','))
-  if not quiet then redis.call('PUBLISH', K.wake, queue) end
+  if quiet then return end
+  redis.call('HDEL', K.job(id), 'retry_at')
+  redis.call('PUBLISH', K.wake, queue)
 end
 
 -- An end that is decided, of a job that no node holds. Celery state: FAILURE or REVOKED. Python has still to record
