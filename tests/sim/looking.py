@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 from batchyard.broker import keys
+from batchyard.broker.arrays import Array
+from batchyard.broker.state import State
 
 from .model import Job, Scheduler
 from .world import NODES, QUEUES, World
@@ -30,6 +33,12 @@ def seen(world: World) -> dict[str, Any]:
         pipe.get(keys.result(job_id))
         pipe.zrange(keys.dependants(job_id), 0, -1)
         pipe.execute_command("FCALL", "by_position", 0, job_id)
+    arrays = [i for i, job in world.model.jobs.items() if job.sent.array]
+    for job_id in arrays:
+        pipe.hgetall(keys.job(job_id))
+    pipe.execute_command("FCALL", "by_depth", 0, *QUEUES)
+    for queue in QUEUES:
+        pipe.hgetall(f"by:states:{queue}")
     found = iter(pipe.execute())
     out: dict[str, Any] = {}
     for queue in QUEUES:
@@ -45,9 +54,17 @@ def seen(world: World) -> dict[str, Any]:
         fields = [value and value.decode() for value in next(found)]
         result = json.loads(next(found) or "{}").get("status")
         dependants = [i.decode() for i in next(found)]
-        there, ahead, waiting = next(found)
-        position = (ahead, waiting) if there else None
+        there, *place = next(found)
+        position = (place[0], place[1]) if there else None
         out[job_id] = dict(zip(_FIELDS, fields, strict=True)) | _further(result, dependants, position)
+    for job_id in arrays:
+        array = Array.of(next(found))
+        out[f"{job_id} counts"] = {str(state): n for state, n in array.counts.items() if n} if array else None
+    depths = next(found)
+    out["depth"] = {queue: depths[4 * n + 1 : 4 * n + 4] for n, queue in enumerate(QUEUES)}
+    for queue in QUEUES:
+        if states := {state.decode(): int(n) for state, n in next(found).items()}:  # the ended ones are totals
+            out[f"{queue} states"] = {state: n for state, n in states.items() if n and not State(state).ended}
     return out
 
 
@@ -59,6 +76,7 @@ def wanted(model: Scheduler) -> dict[str, Any]:
         here = [job for job in jobs.values() if job.sent.queue == queue]
         out[f"{queue} delayed"] = {job.sent.id: job.due_ms for job in here if job.due_ms is not None}
         out[f"{queue} blocked"] = {job.sent.id for job in here if job.waits}
+        out[f"{queue} states"] = dict(Counter(job.state for job in here if not job.ended))
     for node in NODES:
         out[f"{node} holds"] = model.leases(node)
     out["leases"] = {i: job.lease_ms for i, job in jobs.items() if job.lease_ms is not None}
@@ -69,6 +87,10 @@ def wanted(model: Scheduler) -> dict[str, Any]:
         waiting = sorted((other for other in jobs.values() if job_id in other.waits), key=lambda one: one.score)
         dependants = [other.sent.id for other in waiting]
         out[job_id] = _fields(job) | _further(job.result, dependants, model.position(job))
+        if job.sent.array:
+            out[f"{job_id} counts"] = model.counts(job)
+    others = {q: [len(out[f"{q} delayed"]), len(out[f"{q} blocked"])] for q in QUEUES}
+    out["depth"] = {queue: [model.waiting(queue), *others[queue]] for queue in QUEUES}
     return out
 
 

@@ -17,7 +17,10 @@ RELEASES = 16  # of one parent in one run of the outbox
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sent:
-    """A job as it lies in a producer's list. depends: id -> whether any end will do. refused: it fails at the door."""
+    """A job as it lies in a producer's list. depends: id -> whether any end will do. refused: it fails at the door.
+
+    array: its size, 0 for a job that is none; n_to_n, sequential: what its children wait for, as depends.
+    """
 
     id: str
     queue: str
@@ -28,11 +31,24 @@ class Sent:
     depends: Mapping[str, bool] = field(default_factory=dict)
     interruptions: int = 10
     refused: bool = False
+    array: int = 0
+    n_to_n: Mapping[str, bool] = field(default_factory=dict)
+    sequential: bool | None = None
+
+    @property
+    def named(self) -> set[str]:
+        """Ids of all jobs that it or its children wait for."""
+        return {*self.depends, *self.n_to_n}
 
 
 @dataclass(slots=True, kw_only=True)
 class Job:
-    """waits: ids that it still waits for. ending: the Celery state of an end that is decided and not written."""
+    """waits: ids that it still waits for. ending: the Celery state of an end that is decided and not written.
+
+    Of an array that was accepted at the door: spawned, how many of its children there are; opened, they may come;
+    close, the Celery state that it is to end with; hard, also those that run; told, how many children have heard of
+    that; ahead, some were cancelled before they were there. Of a child: its parent.
+    """
 
     sent: Sent
     order: int
@@ -54,6 +70,13 @@ class Job:
     settled: str | None = None
     returned: str | None = None
     result: str | None = None
+    parent: Job | None = None
+    spawned: int | None = None
+    close: str | None = None
+    hard: bool = False
+    opened: bool = False
+    told: int = 0
+    ahead: bool = False
 
     @property
     def score(self) -> tuple[int, int]:
@@ -93,13 +116,22 @@ class Scheduler:
 
     def _stays(self, sent: Sent) -> bool:
         over = 0 < sent.expires_ms <= self.now_ms or sent.id in self.jobs or sent.id in self.cancels
-        return not over and not sent.refused and not sent.depends.keys() <= self.jobs.keys()
+        return not over and not sent.refused and not self._all_known(sent)
+
+    def _all_known(self, sent: Sent) -> bool:
+        return all(self.state_of(i) for i in sent.named)
+
+    def state_of(self, job_id: str) -> str | None:
+        """None: there is no such job."""
+        job = self.jobs.get(job_id)
+        return job.state if job else None
 
     def _take(self, sent: Sent) -> None:
         if sent.id in self.jobs:
             return
-        self._order += 1
-        job = self.jobs[sent.id] = Job(sent=sent, order=self._order)
+        known = self._all_known(sent)
+        job = self.jobs[sent.id] = Job(sent=sent, order=self._order + 1)
+        self._order += max(1, sent.array)
         if sent.id in self.cancels:
             self.cancels.discard(sent.id)
             job.ending = "REVOKED"
@@ -107,40 +139,58 @@ class Scheduler:
             job.ending = "FAILURE"
         elif 0 < sent.expires_ms <= self.now_ms:
             job.ending = "REVOKED"
-        elif not sent.depends.keys() <= self.jobs.keys() - {sent.id}:
+        elif not known:
             job.ending = "FAILURE"
         else:
             self._wait_or_go(job)
 
     def _wait_or_go(self, job: Job) -> None:
-        states = {parent: self.jobs[parent].state for parent in job.sent.depends}
-        if any(state == "FAILED" and not job.sent.depends[parent] for parent, state in states.items()):
+        if not self._depend(job):
             job.ending = "FAILURE"
             return
-        job.waits = {parent for parent in states if not self.jobs[parent].ended}
+        self._accept(job)
         job.expiring = job.sent.expires_ms > 0
         if job.waits:
             job.state = "PENDING"
         else:
             self._go(job, job.sent.eta_ms)
 
+    def _accept(self, job: Job) -> None:
+        """It is no job that ends at the door."""
+
+    def _depend(self, job: Job) -> bool:
+        """False: one that it depends on has failed."""
+        states = {parent: self.state_of(parent) for parent in job.sent.depends}
+        if any(state in {"FAILED", None} and not job.sent.depends[parent] for parent, state in states.items()):
+            return False
+        job.waits = {parent for parent, state in states.items() if state not in {"SUCCEEDED", "FAILED", None}}
+        return True
+
     def _go(self, job: Job, when_ms: int) -> None:
         if when_ms > self.now_ms:
             job.state, job.due_ms = "PENDING", when_ms
         else:
-            job.state, job.ready, job.due_ms = "RUNNABLE", True, None
+            job.due_ms = None
+            self._ready(job)
+
+    def _ready(self, job: Job) -> None:
+        job.state, job.ready = "RUNNABLE", True
 
     # -- ends
     def _decide(self, job: Job, celery_state: str) -> None:
         """For a job that no node holds: from here on it waits for nothing."""
-        job.ending = celery_state
+        self._hand_over(job, celery_state)
         job.ready, job.due_ms, job.expiring, job.waits = False, None, False, set()
 
-    def _end(self, job: Job, state: str, result: str, releases: int) -> None:
-        job.state, job.result = state, result
+    def _hand_over(self, job: Job, celery_state: str) -> None:
+        """Its end is decided; what follows it is still to be recorded."""
+        job.ending = celery_state
+
+    def _end(self, job: Job, result: str, releases: int) -> None:
+        job.state, job.result = "SUCCEEDED" if result == "SUCCESS" else "FAILED", result
         job.ending = job.token = None
         job.expiring = False
-        well = state == "SUCCEEDED"
+        well = result == "SUCCESS"
         if self._release(job.sent.id, well, releases):
             self.partly[job.sent.id] = well
 
@@ -159,10 +209,10 @@ class Scheduler:
 
     def deliver(self, entries: Iterable[str]) -> None:
         """The outbox's entries, as somebody once read them: some may have been dealt with since."""
-        for entry in entries:
-            kind, _, job_id = entry.partition(":")
-            if kind == "end" and (job := self.jobs.get(job_id)) is not None and job.ending and not job.ended:
-                self._end(job, "FAILED", job.ending, self.at_once)
+        for kind, _, job_id in (entry.partition(":") for entry in entries):
+            job = self.jobs.get(job_id)
+            if kind == "end" and job is not None and job.ending and not job.ended:
+                self._end(job, job.ending, self.at_once)
             elif kind == "deps" and job_id in self.partly:
                 left = self._release(job_id, self.partly[job_id], RELEASES * self.at_once)
                 if not left:
@@ -171,7 +221,7 @@ class Scheduler:
     @property
     def outbox(self) -> set[str]:
         """Its entries."""
-        ends = {f"end:{i}" for i, job in self.jobs.items() if job.ending}
+        ends = {f"end:{i}" for i, job in self.jobs.items() if job.ending and not job.parent}
         return ends | {f"deps:{i}" for i in self.partly}
 
     def cancel(self, job_id: str, *, terminate: bool) -> str:
@@ -194,6 +244,10 @@ class Scheduler:
         """Its record expires."""
         del self.jobs[job_id]
 
+    def may_vanish(self, job: Job) -> bool:
+        """Whether its record may expire as far as the scheduler is concerned."""
+        return job.ended
+
     # -- nodes
     def claim(self, node: str, claim_id: str, free: Demand, queues: Sequence[str], count: int) -> list[str]:
         """The ids that a node gets, in order."""
@@ -209,9 +263,9 @@ class Scheduler:
                 job = self._first(queue, free)
                 if job is None:
                     break
-                if 0 < job.sent.expires_ms <= self.now_ms:
-                    skipped += 1
-                    job.ready, job.ending = False, "REVOKED"
+                if self._too_late(job):
+                    skipped, job.ready = skipped + 1, False
+                    self._hand_over(job, "REVOKED")
                     continue
                 self._lease(job, node, claim_id)
                 got.append(job.sent.id)
@@ -225,6 +279,9 @@ class Scheduler:
         ready = [job for job in self.jobs.values() if job.ready and job.sent.queue == queue]
         return min((job for job in ready if fits(job.sent.demand, free)), key=lambda job: job.score, default=None)
 
+    def _too_late(self, job: Job) -> bool:
+        return 0 < job.sent.expires_ms <= self.now_ms
+
     def _lease(self, job: Job, node: str, claim_id: str) -> None:
         job.epoch += 1
         job.token, job.node, job.lease_ms = f"{job.epoch}:{claim_id}", node, self.now_ms + self.lease_ms
@@ -237,7 +294,8 @@ class Scheduler:
     def start(self, job_id: str, token: str) -> bool:
         job = self._holds(job_id, token)
         if job is not None:
-            job.state, job.result = "RUNNING", "STARTED"
+            job.state = "RUNNING"
+            job.result = None if job.parent else "STARTED"
         return job is not None
 
     def renew(self, held: Mapping[str, str]) -> dict[str, str]:
@@ -264,7 +322,7 @@ class Scheduler:
             known = self.jobs.get(job_id)
             return known is not None and known.settled == token
         job.settled = token
-        self._end(job, "SUCCEEDED" if result == "SUCCESS" else "FAILED", result, releases)
+        self._end(job, result, releases)
         job.lease_ms = None
         return True
 
@@ -282,12 +340,20 @@ class Scheduler:
     def _restore(self, job: Job, *, fatal: bool, wait_ms: int = 0) -> None:
         job.token = job.node = job.lease_ms = job.result = None
         if job.cancel or job.revoked:
-            job.ending = "REVOKED"
+            self._hand_over(job, "REVOKED")
         elif fatal:
-            job.ending = "FAILURE"
+            self._hand_over(job, "FAILURE")
         else:
             job.expiring = job.sent.expires_ms > 0
             self._go(job, self.now_ms + wait_ms)
+
+    def waiting(self, queue: str) -> int:
+        """How many jobs of a queue may run now, as far as room goes."""
+        return sum(job.ready for job in self.jobs.values() if job.sent.queue == queue)
+
+    def counts(self, job: Job) -> dict[str, int]:
+        """Of an array's children, by state."""
+        raise NotImplementedError
 
     def leases(self, node: str) -> set[str]:
         """Ids of the jobs that a node holds."""

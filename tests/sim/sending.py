@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,15 +14,15 @@ from .model import Sent
 AFTER = "after"  # the list of what follows jobs
 
 
-def message(sent: Sent, extra: Mapping[str, Any]) -> bytes:
-    """The line of a producer's list. extra: more fields of the job."""
+def message(sent: Sent) -> bytes:
+    """The line of a producer's list."""
     embed = {
         "callbacks": [_signature(sent.id, "well")],
         "errbacks": [_signature(sent.id, "ill")],
         "chain": None,
         "chord": None,
     }
-    made = poison.envelope(sent.id, {**_job(sent), **extra}, embed=embed, eta=_iso(sent.eta_ms))
+    made = poison.envelope(sent.id, _job(sent), embed=embed, eta=_iso(sent.eta_ms))
     made["headers"]["expires"] = _iso(sent.expires_ms)
     made["properties"]["priority"] = sent.priority
     return json.dumps(made).encode()
@@ -45,9 +44,16 @@ def _job(sent: Sent) -> dict[str, Any]:
         "disk_gib": disk / 1024,
         "infrastructure_retries": sent.interruptions,
         "depends_on": [
-            {"job_id": i, "on_failure": "CONTINUE" if any_end else "FAIL"} for i, any_end in sent.depends.items()
+            *({"job_id": i, "on_failure": _then(any_end)} for i, any_end in sent.depends.items()),
+            *({"job_id": i, "on_failure": _then(any_end), "type": "N_TO_N"} for i, any_end in sent.n_to_n.items()),
+            *([] if sent.sequential is None else [{"type": "SEQUENTIAL", "on_failure": _then(sent.sequential)}]),
         ],
+        **({"array_size": sent.array} if sent.array else {}),
     }
+
+
+def _then(any_end: bool) -> str:
+    return "CONTINUE" if any_end else "FAIL"
 
 
 def _signature(job_id: str, how: str) -> dict[str, Any]:

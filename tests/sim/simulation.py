@@ -31,7 +31,7 @@ from .workload import GIB, TYPES, Vector, Work, fits, minus, plus, shapes, total
 QUEUE = "cpu"
 NAMES = ("vCPU", "memory", "GPU", "disk")
 BATCH = 64
-LEASE_S, RENEW_S, LOOK_S = 3600.0, 1200, 60
+LEASE_S, RENEW_S, LOOK_S, RESERVE_AFTER_S = 3600.0, 1200, 60, 60
 BACKLOG = 0.1  # of the capacity: how much must wait for a moment to count
 LARGE_MC = 16_000  # the whole of the most frequent node
 
@@ -108,7 +108,7 @@ class Simulation:
     def run(self) -> Measured:
         began = time.perf_counter()
         coming = sorted(self._works.values(), key=lambda work: work.arrives_s)[::-1]
-        next_look, next_renewal = 0, RENEW_S
+        next_look = next_renewal = 0
         while coming or self._ends or self._waiting:
             self._now_s = self._next(coming, next_look)
             self._clock.set(START_S + self._now_s)
@@ -234,7 +234,8 @@ class Simulation:
     def _renew(self) -> None:
         for node in self._nodes:
             held = {job.id: job.token for job in node.held.values()}
-            assert self._yard.renew(node.name, {}, held, lease_s=LEASE_S) == []
+            room = ",".join(map(str, (*node.size, RESERVE_AFTER_S * 1000)))
+            assert self._yard.renew(node.name, {"room": room}, held, lease_s=LEASE_S) == []
         if self._loud:
             print(f"{self._now_s:,} s: {len(self._waiting):,} wait, {len(self._running):,} run", file=sys.stderr)
 

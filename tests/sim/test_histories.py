@@ -12,6 +12,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from yardtest.redis import RedisServer
 
+from .arrays_machine import ArrayHistories
 from .machine import Histories
 
 pytestmark = pytest.mark.system
@@ -38,6 +39,14 @@ HAPPENS = {
     "expired",
     "records expired",
 }
+OF_ARRAYS = {
+    "arrays",
+    "arrays SUCCEEDED",
+    "arrays FAILED",
+    "cancels of arrays",
+    "cancels of children",
+    "chunks",
+}
 
 
 def run(server: RedisServer, machine: type[Histories], *, histories: int, steps: int) -> Counter[str]:
@@ -60,12 +69,18 @@ def run(server: RedisServer, machine: type[Histories], *, histories: int, steps:
     return told
 
 
+@pytest.mark.timeout(600)
 def test_any_history_goes_as_the_model_says_and_leaves_nothing_behind(own_redis: RedisServer) -> None:
     run(own_redis, Histories, histories=60, steps=30)
+
+
+@pytest.mark.timeout(600)
+def test_any_history_of_arrays_goes_as_the_model_says(own_redis: RedisServer) -> None:
+    run(own_redis, ArrayHistories, histories=40, steps=30)
 
 
 @pytest.mark.full
 @pytest.mark.timeout(3600)
 def test_two_thousand_histories_go_as_the_model_says(own_redis: RedisServer) -> None:
-    told = run(own_redis, Histories, histories=2000, steps=50)
-    assert told.keys() >= HAPPENS
+    told = run(own_redis, ArrayHistories, histories=2000, steps=50)
+    assert told.keys() >= HAPPENS | OF_ARRAYS

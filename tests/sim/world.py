@@ -103,9 +103,9 @@ class World:
         self._stalled.redis.close()
 
     # -- producers
-    def push(self, sent: Sent, **extra: object) -> None:
-        """Into its list. extra: more fields of the job."""
-        list_key, line = keys.priority_list(sent.queue, sent.priority), sending.message(sent, extra)
+    def push(self, sent: Sent) -> None:
+        """Into its list."""
+        list_key, line = keys.priority_list(sent.queue, sent.priority), sending.message(sent)
         self.sent[sent.id] = (list_key, line, sent)
         self.redis.lpush(list_key, line)
         self.model.lists.append(sent)
@@ -145,8 +145,8 @@ class World:
         self.told["claims with nothing"] += not jobs
 
     def start(self, jobs: Sequence[Claimed]) -> list[bool]:
-        told = '{"status": "STARTED"}'
-        starts = [Start(job=job, started_s=self.clock.now_s, celery=told, expires_s=KEEP_S) for job in jobs]
+        now_s = self.clock.now_s
+        starts = [Start(job=job, started_s=now_s, celery=_started(job), expires_s=KEEP_S) for job in jobs]
         answers = self.yard.start_many(starts)
         assert answers == [self.model.start(job.id, job.token) for job in jobs]
         self.told["started"] += sum(answers)
@@ -165,6 +165,8 @@ class World:
         return End(job=job, state=state, attempt=self._attempt(node), effects=self._effects(job, outcome))
 
     def _effects(self, job: Claimed, outcome: str) -> list[Effect]:
+        if job.index is not None:  # what follows, follows its array
+            return []
         sent = self.yard.open(job.id, job.document).message
         if outcome == "SUCCESS":
             return self.followups.succeeded(sent, {"job_id": job.id})
@@ -239,11 +241,17 @@ class World:
         self.model.deliver(Stalled.entries)
 
     def expire(self, job_id: str) -> None:
-        """The record of a job that has ended goes, as its time in Redis is over."""
-        assert 0 < self.redis.ttl(keys.job(job_id)) <= KEEP_S
-        self.redis.delete(keys.job(job_id))
+        """The record of a job that has ended goes, with all that is its, as its time in Redis is over."""
+        ids = [i for i, job in self.model.jobs.items() if i == job_id or (job.parent and job.parent.sent.id == job_id)]
+        for one in ids:
+            assert self.redis.ttl(keys.job(one)) > 0
+            self.redis.delete(keys.job(one))
         self.model.forget(job_id)
         self.told["records expired"] += 1
+
+
+def _started(job: Claimed) -> str:
+    return '{"status": "STARTED"}' if job.index is None else ""
 
 
 def as_free(demand: Demand) -> Free:

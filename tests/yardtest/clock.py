@@ -13,7 +13,7 @@ from batchyard.broker import functions
 from batchyard.broker.store import Yard
 
 KEY = "test:now"  # ms since the epoch; while it is missing, real time
-START_S = 1_700_000_000.0
+START_S = 4_000_000_000.0  # far ahead: what is set to vanish at a time is still there
 _REAL = """local function now()
   local t = redis.call('TIME')
   return t[1] * 1000 + math.floor(t[2] / 1000)
