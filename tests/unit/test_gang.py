@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from batchyard.broker import gang, gangs
-from batchyard.broker.config import Config, Environment, Queue
+from batchyard.broker.config import Config, Queue
+from batchyard.broker.environment import Environment
 from batchyard.broker.errors import InvalidJob
 from batchyard.broker.job import Job
 from batchyard.broker.record import Membership
