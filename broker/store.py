@@ -156,8 +156,7 @@ class Yard:
     # -- configuration
     def configure(self, value: Config, *, expected: bytes = b"") -> bool:
         """Keeps it and tells all who follow it. expected: only in place of this text. False: another one is there."""
-        waits, events = json.dumps(value.overflow()), int(value.events.stream)
-        return bool(self._call("configure", expected, value.model_dump_json(), waits, events))
+        return bool(self._call("configure", expected, value.model_dump_json(), json.dumps(value.overflow())))
 
     def config(self) -> Config:
         """Raises NotFound when no controller has ever run on this Redis."""

@@ -1,8 +1,7 @@
--- configure(expected or '', configuration (JSON), waits (JSON object "<queue> <environment>" -> ms), events 0 or 1)
---   -> 1; 0: what stands there is not what was expected, and stays
--- The yard's configuration, and how long nodes of later environments leave a job to those of earlier ones;
--- whether changes of states are kept as events.
--- Keys: config, overflow, events, events_off; channels duty, control.
+-- configure(expected or '', configuration (JSON), waits (JSON object "<queue> <environment>" -> ms)) -> 1; 0: what
+-- stands there is not what was expected, and stays
+-- The yard's configuration, and how long nodes of later environments leave a job to those of earlier ones.
+-- Keys: config, overflow; channels duty, control.
 register('configure', function(_, argv)
   if argv[1] ~= '' and redis.call('GET', K.config) ~= argv[1] then return 0 end
   local fields = {}
@@ -10,13 +9,8 @@ register('configure', function(_, argv)
   redis.call('SET', K.config, argv[2])
   redis.call('DEL', K.overflow)
   if #fields > 0 then redis.call('HSET', K.overflow, unpack(fields)) end
-  if argv[4] == '1' then
-    redis.call('DEL', K.events_off)
-  else
-    redis.call('SET', K.events_off, '1')
-    redis.call('DEL', K.events)
-  end
   redis.call('PUBLISH', K.duty, 'config')
+  keep_events(cjson.decode(argv[2]).events)
   redis.call('PUBLISH', K.control, '* config')
   return 1
 end)
