@@ -32,6 +32,7 @@ DEFINITIONS = "by:defs"  # hash: name of a job definition -> its last revision
 DEFINITIONS_ACTIVE = "by:defs:active"  # hash: name -> its latest ACTIVE revision
 DEFINITIONS_VERSION = "by:defs:version"  # changes whenever a definition does
 EVENTS = "by:events"  # stream: changes of states, the newest 100,000 or so; e: "<id> <queue> <state> <reason>"
+EVENTS_OFF = "by:events:off"  # there where the configuration wants no such stream
 SCHEDULES = "by:schedules"  # set: names of schedules
 SCHEDULES_DUE = "by:schedules:due"  # zset: ms when it is to fire next -> name; ENABLED ones only
 POLICIES = "by:policies"  # hash: queue -> JSON of its fair share and its limit, as the claim reads them

@@ -40,6 +40,7 @@ register('configure', function(_, argv)
   end
   for _, queue in ipairs(changed) do policy_changed(queue) end
   redis.call('PUBLISH', K.duty, 'config')
+  keep_events(cjson.decode(argv[2]).events)
   redis.call('PUBLISH', K.control, '* config')
   return 1
 end, {})

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from batchyard.broker import functions, keys
 from batchyard.broker.cli import run
 from batchyard.broker.config import parse
 from batchyard.broker.dependencies import Dependency
+from batchyard.broker.errors import InvalidConfig
 from batchyard.broker.events import FIRST, Events
 from batchyard.broker.record import Attempt, Claimed
 from batchyard.broker.state import State
@@ -160,6 +162,35 @@ def test_the_stream_is_bounded(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> N
     assert events.after(FIRST, count=1)[0].job_id != "j0"
     monkeypatch.undo()
     yard.prepare()
+
+
+def test_without_the_stream_counters_are_right_and_events_come_again_when_it_is_wanted(yard: Yard) -> None:
+    plain = CONFIG.model_dump(mode="json")
+    send(yard, "before")
+    yard.configure(parse({**plain, "events": {"stream": False}}, "test"))
+    assert not yard.redis.exists(keys.EVENTS)
+    end(yard, claim(yard))
+    assert (told(yard), counted(yard)) == ([], {"SUCCEEDED": 1})
+    yard.configure(CONFIG)
+    send(yard, "after")
+    assert told(yard) == [("after", "RUNNABLE")]
+    with pytest.raises(InvalidConfig, match="fed from the stream"):
+        hook = {"url": "https://example.org/", "secret": "X"}
+        parse({**plain, "events": {"stream": False, "webhook": hook}}, "test")
+
+
+def test_what_a_failing_function_had_moved_is_counted(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = functions.library()
+    broken = "  redis.call('PUBLISH', K.wake, queue)\nend"
+    assert broken in text
+    monkeypatch.setattr(functions, "library", lambda: text.replace(broken, "  redis.call('NOSUCH')\nend"))
+    yard.prepare()
+    with pytest.raises(redis.ResponseError):
+        send(yard, "a")
+    monkeypatch.undo()
+    yard.prepare()
+    assert yard.record("a").state == "RUNNABLE"
+    assert counted(yard) == {"RUNNABLE": 1}
 
 
 def test_the_newest_events_of_a_queue_are_found_behind_those_of_others(yard: Yard) -> None:

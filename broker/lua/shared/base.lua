@@ -8,8 +8,26 @@ end
 
 local function num(x) return string.format('%.0f', x) end          -- tostring() would round the low digits away
 
+-- Counters are changed once a call, however many jobs it moves: queue -> state -> difference. A function that fails has
+-- done what it had done until then, and that is counted too.
+local moved = {}
+
+local function counted(callback)
+  return function(keys, argv)
+    moved = {}
+    local done, reply = pcall(callback, keys, argv)
+    for queue, states in pairs(moved) do
+      for state, n in pairs(states) do
+        if n ~= 0 then redis.call('HINCRBY', K.states(queue), state, n) end
+      end
+    end
+    if not done then error(reply, 0) end
+    return reply
+  end
+end
+
 local function register(name, callback, flags)
-  redis.register_function{function_name = 'by_' .. name, callback = callback, flags = flags or {'allow-oom'}}
+  redis.register_function{function_name = 'by_' .. name, callback = counted(callback), flags = flags or {'allow-oom'}}
 end
 
 -- The id of a child of an array is `<parent>:<index>`, and its record names its parent. -> parent's id, index; or nil
@@ -21,15 +39,27 @@ end
 -- The counters of a queue, and the event for those who follow. reason: of an end, else ''. SUCCEEDED and FAILED are
 -- totals: they count what ended so since the yard began, also when the records are gone.
 local function count_state(queue, was, state)
-  local states = K.states(queue)
-  if was then redis.call('HINCRBY', states, was, -1) end
-  redis.call('HINCRBY', states, state, 1)
+  local states = moved[queue] or {}
+  moved[queue] = states
+  if was then states[was] = (states[was] or 0) - 1 end
+  states[state] = (states[state] or 0) + 1
 end
 
 -- One field takes least room and time; only the reason, its last word, has blanks in it.
 local EVENTS = '100000'
 local function tell_state(id, queue, state, reason)
+  if redis.call('EXISTS', K.events_off) == 1 then return end
   redis.call('XADD', K.events, 'MAXLEN', '~', EVENTS, '*', 'e', id .. ' ' .. queue .. ' ' .. state .. ' ' .. reason)
+end
+
+-- What the configuration says of the stream; without it there are no events.
+local function keep_events(settings)
+  if not settings or settings.stream ~= false then
+    redis.call('DEL', K.events_off)
+  else
+    redis.call('SET', K.events_off, '1')
+    redis.call('DEL', K.events)
+  end
 end
 
 local function field_of(name, ...)
