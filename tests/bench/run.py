@@ -1,6 +1,6 @@
 """`make bench`: what the yard costs, against what it replaces. Writes `build/bench.json` and prints it as a table.
 
-    python tests/bench/run.py [--quick] [ROW …]      rows: noop, claim, intake, arrays, start, staging, put
+    python tests/bench/run.py [--quick] [ROW …]      rows: noop, claim, intake, arrays, children, start, staging, put
 
 Each row is {row, ours, peer, peer_name, unit, ratio, goal, holds}; ratio = ours / peer, null where there is no peer.
 Ratios of interleaved runs count; absolute figures are this machine's, at this hour. Exit status 1 when a goal is
@@ -20,13 +20,14 @@ ROOT = Path(__file__).parents[2]
 
 def main() -> int:
     sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "demo")]
-    from bench import arrays, claim, intake, noop, put, staging, start
+    from bench import arrays, children, claim, intake, noop, put, staging, start
     from bench.row import Row, show
 
     parts = {
         "intake": intake.rows,
         "claim": claim.rows,
         "arrays": arrays.rows,
+        "children": children.rows,
         "noop": noop.rows,
         "start": start.rows,
         "staging": staging.rows,

@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
+from batchyard.broker.children import Children
+
 from .arrays_model import ArrayScheduler
 from .machine import JOBS, Histories
 from .world import AT_ONCE, LEASE_S, QUEUES
@@ -28,7 +30,7 @@ class ArrayHistories(Histories):
 
     replace: ClassVar[Mapping[str, str]] = {
         **Histories.replace,
-        "SPAWNED, TOLD, KEPT = 128, 64, 256": f"SPAWNED, TOLD, KEPT = {CHUNK}, {CHUNK}, {CHUNK}",
+        "SPAWNED, TOLD, KEPT = 64, 40, 256": f"SPAWNED, TOLD, KEPT = {CHUNK}, {CHUNK}, {CHUNK}",
     }
     model: ArrayScheduler
 
@@ -77,9 +79,9 @@ class ArrayHistories(Histories):
         duties = sorted(self.model.duties)
         if duties:
             job_id = data.draw(st.sampled_from(duties))
-            assert self.world.yard.array(job_id) == self.model.work_on(job_id)
+            assert Children(self.world.yard).step(job_id) == self.model.work_on(job_id)
             self.told["chunks"] += 1
-        assert self.world.yard.end_children(most) == bool(self.model.end_children(most))
+        assert Children(self.world.yard).end(most) == bool(self.model.end_children(most))
 
     @precondition(lambda self: self.arrays())
     @rule(data=st.data(), terminate=st.booleans())
