@@ -14,8 +14,9 @@ from pathlib import Path
 
 from batchyard.broker.batch import MOST, End, Start
 from batchyard.broker.client import Client
-from batchyard.broker.config import Config, Environment, Queue
+from batchyard.broker.config import Config, Queue
 from batchyard.broker.ending import Outbox
+from batchyard.broker.environment import Environment
 from batchyard.broker.followups import Followups
 from batchyard.broker.intake import Intake
 from batchyard.broker.record import Attempt
