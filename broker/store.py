@@ -90,7 +90,7 @@ class Incoming:
             self.expires_ms,
             self.chord_key,
             json.dumps(clear),
-            reason if self.kind == "dead" else self.document,
+            self.document,
             json.dumps([one.told() for one in self.depends_on]) if self.depends_on else "",
             int(self.patient),
         ]
