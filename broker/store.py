@@ -478,18 +478,6 @@ class Yard:
         seconds, micros = self.guard(self.redis.time)
         return float(seconds) + float(micros) / 1e6
 
-    # -- dead letters
-    def dead_letters(self) -> dict[str, dict[str, Any]]:
-        """number → {at (ms), reason, list, raw}."""
-        found = self._read("HGETALL", keys.DEAD)
-        return {
-            k.decode(): json.loads(v.decode("utf-8", "replace"), strict=False)
-            for k, v in sorted(found.items(), key=lambda kv: int(kv[0]))
-        }
-
-    def drop_dead_letters(self, numbers: Sequence[str]) -> int:
-        return int(self._read("HDEL", keys.DEAD, *numbers)) if numbers else 0
-
     # -- edges
     def _call(self, name: str, *args: Arg) -> Any:
         return self._functions.call(name, *args)
