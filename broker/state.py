@@ -30,7 +30,7 @@ class State(StrEnum):
 
 MOVES: dict[State, frozenset[State]] = {
     State.SUBMITTED: frozenset({State.PENDING, State.RUNNABLE, State.FAILED}),
-    State.PENDING: frozenset({State.RUNNABLE, State.FAILED}),
+    State.PENDING: frozenset({State.RUNNABLE, State.FAILED, State.SUCCEEDED}),  # the last for an array only
     State.RUNNABLE: frozenset({State.STARTING, State.FAILED}),
     State.STARTING: frozenset({State.RUNNING, State.PENDING, State.RUNNABLE, State.SUCCEEDED, State.FAILED}),
     State.RUNNING: frozenset({State.PENDING, State.RUNNABLE, State.SUCCEEDED, State.FAILED}),
