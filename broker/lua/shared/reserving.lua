@@ -6,7 +6,7 @@
 -- most one in NODES_FOR_ONE of all. A gang reserves all nodes that it needs or none, and only one gang at a time does.
 local NODES_FOR_ONE = 20
 local CANDIDATES = 4             -- classes that a claim overtakes and looks at
-local EAGER = 0.5                -- a node that lacks more than this of what it has is reserved only half as long again later
+local EAGER = 0.5                -- a node that lacks more than this part of what it has is kept half as long again later
 
 -- What a node has when empty, and how long it lets jobs be overtaken: its `room`, "mc,mem,gpu,disk,reserve after ms".
 -- nil where it does not say.
