@@ -49,6 +49,8 @@ class Event:
 class Events:
     """A yard's stream of changes, oldest first. All raise BrokerUnavailable."""
 
+    MOST_WAITING = 1000  # that are counted
+
     def __init__(self, yard: Yard) -> None:
         self._yard = yard
 
@@ -73,6 +75,22 @@ class Events:
                 break
             before = f"({events[-1].cursor}"
         return last, found[:count][::-1]
+
+    def delivered(self) -> dict[str, Any] | None:
+        """How far the webhook has come: {"upto" in epoch seconds, "waiting" events, "failures" of the one that is
+        tried now, "note" of why}. None: no webhook is told. JSON types only.
+        """
+        client = self._yard.redis
+        h: Any = self._yard.guard(lambda: client.hgetall(keys.WEBHOOK))
+        if b"cursor" not in h:
+            return None
+        cursor = h[b"cursor"].decode()
+        return {
+            "upto": int(cursor.partition("-")[0]) / 1000,
+            "waiting": len(self.after(cursor, count=self.MOST_WAITING)),
+            "failures": int(h.get(b"failures", 0)),
+            "note": h.get(b"note", b"").decode("utf-8", "replace"),
+        }
 
     def shaped(self, events: Sequence[Event]) -> list[dict[str, Any]]:
         """Each as AWS sends it, in one round trip."""

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from batchyard.broker import functions, keys
+from batchyard.broker.cli import run
 from batchyard.broker.config import Config, parse
 from batchyard.broker.delivery import Delivery, find_secret
 from batchyard.broker.errors import InvalidConfig
@@ -214,6 +215,36 @@ def test_a_webhook_that_was_taken_away_and_comes_back_begins_anew(yard: Yard, si
         send(yard, "heard")
         until(lambda: "heard" in told(site), "it came", timeout_s=10)
     assert told(site) == ["heard"]
+
+
+def test_the_command_line_tells_how_far_it_has_come(
+    yard: Yard, site: Website, key_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = ["--broker", yard.url, "--key-file", str(key_file)]
+    assert run(["events", "--webhook", *named]) == 0
+    assert capsys.readouterr().out.startswith("no webhook is told of events")
+    site.pages["/hook"] = Page(status=503)
+    config = config_of(site.url("/hook"))
+    with delivering(yard, lambda: config):
+        send(yard, "a", "b")
+        until(lambda: noted(yard), "it failed", timeout_s=10)
+    assert run(["events", "--webhook", *named]) == 0
+    out = capsys.readouterr().out
+    assert "answered 503" in out
+    assert run(["events", "--webhook", "--json", *named]) == 0
+    told_ = json.loads(capsys.readouterr().out)
+    assert (told_["waiting"], told_["failures"] > 0) == (2, True)
+
+
+def test_a_controller_without_the_secret_that_its_file_names_does_not_start(
+    yard: Yard, key_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "yard.yaml"
+    file.write_text(json.dumps({**QUEUES, "events": {"webhook": {"url": "https://example.org/", "secret": "NOSUCH_"}}}))
+    named = ["--broker", yard.url, "--key-file", str(key_file), "--secrets", str(tmp_path)]
+    assert run(["controller", "--config", str(file), *named]) == 2
+    assert 'secret "NOSUCH_" of events.webhook is not there' in capsys.readouterr().err
+    assert not yard.redis.exists(keys.CONFIG)
 
 
 def test_a_secret_is_a_file_or_a_variable_and_never_quoted(tmp_path: Path) -> None:
