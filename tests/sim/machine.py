@@ -110,7 +110,7 @@ class Histories(RuleBasedStateMachine):
         self.world.take_in(which)
 
     # -- nodes
-    @rule(data=st.data(), acts=st.integers(1, 5))
+    @rule(data=st.data(), acts=st.integers(2, 6))
     def nodes_work(self, data: st.DataObject, acts: int) -> None:
         for _ in range(acts):
             awake = sorted(name for name, node in self.world.nodes.items() if node.alive)
@@ -118,17 +118,34 @@ class Histories(RuleBasedStateMachine):
                 self._act(data, self.world.nodes[data.draw(st.sampled_from(awake))])
                 self.redis_holds_what_the_model_holds()
 
-    @rule(data=st.data(), acts=st.integers(1, 5))
+    @rule(data=st.data(), acts=st.integers(2, 6))
     def nodes_work_on(self, data: st.DataObject, acts: int) -> None:
         """There is as much of this as of all others."""
         self.nodes_work(data, acts)
 
+    @rule(data=st.data(), acts=st.integers(2, 6))
+    def nodes_go_on_working(self, data: st.DataObject, acts: int) -> None:
+        self.nodes_work(data, acts)
+
     def _act(self, data: st.DataObject, node: Node) -> None:
-        choice = ["claim", "claim", "renew", "ask again", "finish", "finish", "start", "give back"]
+        choice = [
+            "claim",
+            "claim",
+            "ask again",
+            "renew",
+            "finish",
+            "finish",
+            "start",
+            "start",
+            "give back",
+            "give back",
+        ]
         what = data.draw(st.sampled_from(choice if node.held else choice[:4]))
         times = data.draw(st.sampled_from([1, 1, 2]))  # 2: the reply was lost, and the call is made again
         if what == "claim":
             self.world.claim(node, data.draw(SERVED), data.draw(st.sampled_from([1, 2, 32])))
+            if node.held and data.draw(st.sampled_from([True, False])):
+                self.world.start(list(node.held.values()))
         elif what == "ask again":
             if node.last_claim:
                 self.world.ask(node)
@@ -177,9 +194,10 @@ class Histories(RuleBasedStateMachine):
 
     # -- people
     @precondition(lambda self: self.known())
-    @rule(data=st.data(), terminate=st.booleans(), times=st.integers(1, 2))
-    def cancel(self, data: st.DataObject, terminate: bool, times: int) -> None:
-        job_id = data.draw(st.sampled_from(self.known()))
+    @rule(data=st.data(), terminate=st.booleans(), times=st.integers(1, 2), held=st.booleans())
+    def cancel(self, data: st.DataObject, terminate: bool, times: int, held: bool) -> None:
+        on_nodes = sorted({i for node in self.world.nodes.values() for i in node.held} & self.model.jobs.keys())
+        job_id = data.draw(st.sampled_from(on_nodes if held and on_nodes else self.known()))
         for _ in range(times):
             self.world.cancel(job_id, terminate=terminate)
 
