@@ -13,6 +13,7 @@ from .blocked import Amounts, Block, Ground, Machine, Scaling, blocked
 from .config import Config
 from .errors import NotFound
 from .functions import Functions
+from .shares import shares
 from .store import Yard
 
 log = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ class Heads:
             at=round(self._yard.now_s(), 3),
             front=tuple(front),
             states={state.value: n for state, n in self._yard.counts([queue])[queue].items()},
-            shares={},
+            shares={one.share: one.running for one in shares(self._yard, queue)},
             blocked=head.text if head and front and head.id == front[0].id else "",
         )
 

@@ -12,6 +12,7 @@ import pytest
 
 from batchyard.broker import config as configuration
 from batchyard.broker import keys
+from batchyard.broker.heads import Heads
 from batchyard.broker.record import Attempt, Claimed
 from batchyard.broker.state import State
 from batchyard.broker.store import Free, Incoming, Yard
@@ -253,3 +254,20 @@ def test_a_window_that_changes_and_a_clock_that_goes_back_leave_the_order_by_use
             put(yard, share)
     configure(yard, share_decay_s=3600)
     assert [job.id[0] for job in claim(yard, 3)] == ["B", "B", "C"]
+
+
+def test_a_snapshot_shows_the_order_in_which_shares_are_served_and_what_they_use(yard: Yard) -> None:
+    configure(yard, {"share": "A", "weight": 1}, {"share": "B", "weight": 3})
+    for n in range(40):
+        put(yard, "AB"[n % 2], vcpus=1 + n % 3)
+    used(yard, "A", 100)
+    used(yard, "B", 30)
+    heads = Heads(yard)
+    assert heads.snapshot("lab").shares == {"A": 0, "B": 0}
+    front = heads.snapshot("lab").front
+    assert len(front) == 40
+    claimed = claim(yard, 32)
+    assert [one.id for one in front[:32]] == [job.id for job in claimed]
+    assert [one.share for one in front[:32]] == [job.id.partition("-")[0] for job in claimed]
+    running = heads.snapshot("lab").shares
+    assert running["A"] > running["B"] > 0
