@@ -15,6 +15,7 @@ from .record import Record
 from .shortage import EnvironmentFacts, shortage
 from .state import State
 
+_OF_ONE_NODE = {"has_room", "lacks_now", "too_small"}  # of a job of several nodes, `gang_room` says more
 _MOST_NODES = 8  # of a kind that are named; more are counted
 
 
@@ -212,7 +213,7 @@ def _runnable(r: Record, f: Facts) -> list[Reason]:
         *(why_gang.room(r, f) if f.runs else []),
         *_blocked(f),
         *shortage(r.queue, f.environments, f.now_s),
-        *_nodes(r, f),
+        *(one for one in _nodes(r, f) if not f.runs or one.code not in _OF_ONE_NODE),
     ]
 
 

@@ -60,6 +60,7 @@ def _print_record(r: Record, members: Sequence[Record]) -> None:
     outputs = (r.result or {}).get("outputs") or {}
     facts = [
         ("id", r.id), ("name", r.name), ("state", str(r.state)), ("array", r.array.told() if r.array else ""),
+        ("nodes", str(r.gang or "")),
         ("reason" if r.state.ended else "last reason", r.reason), ("progress", r.progress),
         ("exit code", "" if r.exit_code is None else str(r.exit_code)), ("queue", r.queue), ("image", r.image),
         ("definition", r.definition),

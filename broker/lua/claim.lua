@@ -252,11 +252,6 @@ local function give_out(c, queue, place, id, h)
   if h[6] or h[7] then c.seen = {} end
 end
 
-local function room_of(queue)
-  local most = policy_of(queue).max_concurrent
-  return most and most - held_now('q:' .. queue) or math.huge
-end
-
 -- The job that the node is reserved for, if it fits now and may run. -> whether the node gives out nothing else
 local function take_reserved(c, reserved, queues)
   local told = {}

@@ -1,10 +1,10 @@
 -- place(placement id, lease ms, reserve after ms, queue, …) -> {what, id, …}: the gangs that were given their nodes
 -- All members of a gang are leased out, to a node each, or none: the most urgent gang of the first queue first. A gang
--- that does not fit now stands in nobody's way. A repeat finds what was placed gone from its queue. what: 1, call again; 2, some wait for
--- room; 0, none waits.
+-- that does not fit now stands in nobody's way. A repeat finds what was placed gone from its queue. what: 1, call again;
+-- 2, some wait for room; 0, none waits.
 -- Members go to the narrowest nodes that fit, those that the fewest nodes fit first. The first gang that has waited for
 -- longer than `reserve after` while it would fit empty nodes has those kept for it, see shared/reserving.lua.
--- Keys: nodes, node, node_jobs, leases, gangs, gang_queues, gang_reserved, job; channel wake.
+-- Keys: nodes, node, node_jobs, leases, gangs, gang_queues, gang_reserved, job, those of what a job holds; channel wake.
 local LOOKS = 16                               -- gangs looked at in one call
 local AT_ONCE_MEMBERS = 128                    -- members placed in one call, but for a gang that has more
 
@@ -117,7 +117,7 @@ end
 
 local function give_out(gang, count, main, chosen, placement, lease)
   local job, deadline = K.job(gang), num(now() + lease)
-  local token = redis.call('HINCRBY', job, 'epoch', 1) .. ':' .. placement
+  local token, mc = redis.call('HINCRBY', job, 'epoch', 1) .. ':' .. placement, 0
   for index = 0, count - 1 do
     local id, node, demand = member_id(gang, index), chosen[index].node, chosen[index].demand
     local member = K.job(id)
@@ -128,9 +128,12 @@ local function give_out(gang, count, main, chosen, placement, lease)
     redis.call('HSET', K.node(node.name), 'placed', node.placed)
     hold(id, node.name, deadline, {num(demand[1]), num(demand[2]), num(demand[3]), num(demand[4])})
     for k = 1, 4 do node.free[k] = node.free[k] - demand[k] end
+    mc = mc + demand[1]
   end
   redis.call('HDEL', job, 'overtaken')
-  become(gang, 'STARTING', 'out', count, 'node', chosen[main].node.name)
+  become(gang, 'STARTING', 'out', count, 'node', chosen[main].node.name, 'holding', num(mc))
+  local h = redis.call('HMGET', job, 'queue', 'share', 'tokens', 'def')
+  take_hold({queue = h[1], mc = mc, share = h[2], tokens = h[3], definition = h[4]})
 end
 
 -- Gangs to be looked at now, most urgent first; those that are gone or too late are dealt with. -> gangs, least vCPU
@@ -139,14 +142,15 @@ local function waiting(argv, first)
   for i = first, #argv do
     local queue = argv[i]
     for _, id in ipairs(redis.call('ZRANGE', K.gangs(queue), 0, LOOKS - #found - 1)) do
-      local h = redis.call('HMGET', K.job(id), 'gang', 'main', 'members', 'expires')
+      local h = redis.call('HMGET', K.job(id), 'gang', 'main', 'members', 'expires', 'tokens', 'def')
       if not h[1] then
         gang_remove(queue, id)                 -- the record is gone; so is the job
       elseif h[4] and tonumber(h[4]) <= now() then
         decide_end(id, 'REVOKED', 'expired')
         gang_remove(queue, id)
       else
-        local gang = {id = id, queue = queue, count = tonumber(h[1]), main = tonumber(h[2]), members = h[3]}
+        local gang = {id = id, queue = queue, count = tonumber(h[1]), main = tonumber(h[2]), members = h[3],
+          asks = asks_of(h[5], h[6])}
         for _, run in ipairs(runs_of(gang.members)) do least = math.min(least, run.demand[1]) end
         found[#found + 1] = gang
       end
@@ -154,6 +158,11 @@ local function waiting(argv, first)
     if #found >= LOOKS then break end
   end
   return found, least
+end
+
+-- Whether all that is counted beside the nodes' resources is to be had now.
+local function may_go(gang)
+  return room_of(gang.queue) > 0 and (gang.asks == '' or open_gates(shape('0,0,0,0' .. gang.asks), {}))
 end
 
 -- -> a node for each member, or nil; looks at more nodes only when it has to
@@ -208,7 +217,8 @@ register('place', function(_, argv)
       out[1] = 1
       break
     end
-    local chosen = find(gang, nodes, 'free')
+    local goes = may_go(gang)
+    local chosen = goes and find(gang, nodes, 'free')
     if chosen then
       unreserve(gang.id)
       give_out(gang.id, gang.count, gang.main, chosen, placement, lease)
@@ -217,7 +227,7 @@ register('place', function(_, argv)
       members = members + gang.count
     else
       out[1] = 2
-      if not kept and keep_nodes(gang, lease, after) then
+      if goes and not kept and keep_nodes(gang, lease, after) then
         kept, nodes = true, alive(lease, least)  -- those behind it see what is kept
       end
     end

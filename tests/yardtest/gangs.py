@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -124,8 +124,10 @@ class SimYard:
             node.beat()
         return made
 
-    def submit(self, job_id: str | None = None, *, priority: int = 0, **fields: Any) -> str:
-        """Takes a job in."""
+    def submit(
+        self, job_id: str | None = None, *, priority: int = 0, clear: Mapping[str, str] | None = None, **fields: Any
+    ) -> str:
+        """Takes a job in. clear: further facts for its record."""
         job_id = job_id or f"j{next(_numbers)}"
         job = Job.parse({"image": "busybox", "vcpus": 2, "memory_mib": 64, "disk_gib": 1, **fields})
         message = Incoming(
@@ -140,7 +142,7 @@ class SimYard:
             gpus=job.gpus,
             disk_gib=job.disk_gib,
             loss_retries=job.infrastructure_retries,
-            clear={"image": job.image, "name": "", **facts(job)},
+            clear={"image": job.image, "name": "", **facts(job), **(clear or {})},
             document=b"sealed",
         )
         self.yard.redis.lpush("cpu", message.raw)

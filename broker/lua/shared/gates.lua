@@ -109,3 +109,9 @@ local function give_hold(h, used)
     gate_opened(h.queue)
   end
 end
+
+-- How many jobs more may run at once in a queue.
+local function room_of(queue)
+  local most = policy_of(queue).max_concurrent
+  return most and most - held_now('q:' .. queue) or math.huge
+end

@@ -1,5 +1,6 @@
 -- What a node holds: a job is leased to it, until the lease is given up.
--- `holding` on the record says that what the job takes beside the node's own resources is taken: so it is given back once.
+-- `holding` on the record, milli-vCPU, says that what the job takes beside nodes' own resources is taken: so it is given
+-- back once.
 
 -- The document of an array's child, which its parent has.
 local function doc_of(id)
@@ -25,9 +26,9 @@ local function lease_out(id, node, claim, lease)
   local h = redis.call('HMGET', job, 'mc', 'mem', 'gpu', 'disk', 'used', 'doc', 'queue', 'created', 'interruptions',
     'share', 'tokens', 'def')
   hold(id, node, num(now() + lease), h)
-  become(id, 'STARTING', 'token', token, 'node', node, 'holding', '1')
+  become(id, 'STARTING', 'token', token, 'node', node, 'holding', h[1])
   redis.call('HDEL', job, 'class', 'passed', 'overtaken', 'reserved')
-  take_hold({queue = h[7], mc = tonumber(h[1]) or 0, share = h[10], tokens = h[11], definition = h[12]})
+  take_hold({queue = h[7], mc = tonumber(h[1]), share = h[10], tokens = h[11], definition = h[12]})
   return {id, token, (tonumber(h[5]) or 0) + 1, h[6] or doc_of(id), h[7], h[8], tonumber(h[9]) or 0}
 end
 
@@ -51,7 +52,7 @@ local function unlease(id, node, unused)
   local h = redis.call('HMGET', job, 'mc', 'mem', 'gpu', 'disk', 'holding', 'queue', 'share', 'tokens', 'def')
   if h[5] then
     redis.call('HDEL', job, 'holding')
-    give_hold({queue = h[6], mc = tonumber(h[1]) or 0, share = h[7], tokens = h[8], definition = h[9]}, not unused)
+    give_hold({queue = h[6], mc = tonumber(h[5]), share = h[7], tokens = h[8], definition = h[9]}, not unused)
   end
   if not node or redis.call('SREM', K.node_jobs(node), id) == 0 then return false end
   free_room(node, h)

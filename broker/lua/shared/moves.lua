@@ -5,18 +5,16 @@ local function make_ready(queue, id, quiet)
   local h = redis.call('HMGET', K.job(id), 'mc', 'mem', 'gpu', 'disk', 'score', 'share', 'tokens', 'def', 'gpu_type', 'in',
     'spawned', 'gang')
   if h[11] then return open_array(queue, id) end
+  local demand, share = {h[1], h[2], h[3], h[4]}, h[6]
+  if share then share_opened(queue, share, id) end
   if h[12] then
     become(id, 'RUNNABLE', 'ready', num(now()))
     redis.call('HDEL', K.job(id), 'retry_at')
     return gang_add(queue, id, h[5])
   end
-  local demand, share = {h[1], h[2], h[3], h[4]}, h[6]
   local asks = asks_of(h[7], h[8], h[9], h[10])
   local place = classify(share and queue .. '/' .. share or queue, demand, asks)
-  if share then
-    share_opened(queue, share, id)
-    place = share .. '/' .. place
-  end
+  if share then place = share .. '/' .. place end
   become(id, 'RUNNABLE', 'class', place, 'ready', num(now()))
   index_add(queue, place, id, h[5], table.concat(demand, ',') .. asks)
   if quiet then return end
