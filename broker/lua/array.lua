@@ -4,7 +4,7 @@
 -- call at any other time, does what is left.
 -- Keys: outbox, job, unspawned, cancelled, and those of the moves; channel wake.
 -- Refused when Redis is out of memory: the children then come later; array_close(id) does all of it but that.
-local SPAWNED, TOLD, KEPT = 64, 40, 256        -- children in one call
+local SPAWNED, TOLD, KEPT = 64, 40, 128        -- children in one call
 
 local COPIED = {'queue', 'mc', 'mem', 'gpu', 'disk', 'priority', 'infra', 'share', 'sched', 'tokens', 'def', 'gpu_type', 'in'}
 

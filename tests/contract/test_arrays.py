@@ -25,6 +25,7 @@ from batchyard.broker.record import Attempt, Claimed
 from batchyard.broker.seal import KeyRing
 from batchyard.broker.state import State
 from batchyard.broker.store import Free, Incoming, Yard
+from yardtest.redis import RedisServer
 
 RING = KeyRing.new()
 ROOM = Free(vcpus=100000, memory_mib=1 << 30, gpus=0, disk_gib=1000)
@@ -551,3 +552,23 @@ def test_a_producer_may_not_give_the_id_of_a_child_or_of_a_member(yard: Yard) ->
     assert len(reasons) == 2
     assert all("ends as those of an array's children do (:7) or a gang's members (#7)" in reason for reason in reasons)
     assert yard.recent(10) == []
+
+
+def test_a_redis_without_memory_makes_no_children_and_ends_all_the_same(own_redis: RedisServer) -> None:
+    yard = Yard(own_redis.url(), RING)
+    yard.prepare()
+    yard.tick(["cpu"], lease_s=60)
+    put(yard, "a", 100)
+    put(yard, "b", None)
+    step(yard, "a")
+    yard.redis.config_set("maxmemory", 1)
+    outbox = Outbox(yard, Followups(yard.url, result_expires_s=100), retention_s=1000)
+    yard.cancel("b", "not wanted", terminate=True)
+    outbox.run()
+    assert counts(yard, "a") == {"RUNNABLE": 64, "PENDING": 36}
+    assert states(yard, "b") == ["FAILED"]  # the others have their turn
+    yard.cancel("a", "not wanted", terminate=True)
+    deliver(yard)
+    assert counts(yard, "a") == {"FAILED": 100}
+    assert states(yard, "a") == ["FAILED"]
+    nothing_left(yard)
