@@ -84,11 +84,16 @@ class ArrayHistories(Histories):
         assert Children(self.world.yard).end(most) == bool(self.model.end_children(most))
 
     @precondition(lambda self: self.arrays())
-    @rule(data=st.data(), terminate=st.booleans())
-    def cancel_an_array_or_a_child(self, data: st.DataObject, terminate: bool) -> None:
-        job_id, size = data.draw(st.sampled_from(sorted(self.arrays().items())))
-        child = data.draw(st.sampled_from([None, *range(size)]))
+    @rule(data=st.data(), terminate=st.booleans(), held=st.booleans(), told=st.booleans())
+    def cancel_an_array_or_a_child(self, data: st.DataObject, terminate: bool, held: bool, told: bool) -> None:
+        """held: an array of which nodes hold children, if there is one. told: a controller tells them at once."""
+        sizes = self.arrays()
+        on_nodes = {i.partition(":")[0] for node in self.world.nodes.values() for i in node.held} & sizes.keys()
+        job_id = data.draw(st.sampled_from(sorted(on_nodes if held and on_nodes else sizes)))
+        child = data.draw(st.sampled_from([None, None, *range(sizes[job_id])]))
         self.world.cancel(job_id if child is None else f"{job_id}:{child}", terminate=terminate)
+        if told:
+            self.world.empty_outbox(0, late=False)
         self.told["cancels of arrays"] += child is None
         self.told["cancels of children"] += child is not None
 

@@ -13,6 +13,7 @@ from batchyard.broker.state import State
 from .model import Job, Scheduler
 from .world import NODES, QUEUES, World
 
+_STOPS = ("cancel", "revoked")  # of a job that a node holds: it is to be stopped, it is not run again
 _FIELDS = ("state", "node", "token", "ending", "left", "used", "interruptions", "losses")
 
 
@@ -29,7 +30,7 @@ def seen(world: World) -> dict[str, Any]:
     pipe.hkeys(keys.OUTBOX)
     pipe.hkeys(keys.DEAD)
     for job_id in world.model.jobs:
-        pipe.hmget(keys.job(job_id), *_FIELDS)
+        pipe.hmget(keys.job(job_id), *_FIELDS, *_STOPS)
         pipe.get(keys.result(job_id))
         pipe.zrange(keys.dependants(job_id), 0, -1)
         pipe.execute_command("FCALL", "by_position", 0, job_id)
@@ -56,7 +57,9 @@ def seen(world: World) -> dict[str, Any]:
         dependants = [i.decode() for i in next(found)]
         there, *place = next(found)
         position = (place[0], place[1]) if there else None
-        out[job_id] = dict(zip(_FIELDS, fields, strict=True)) | _further(result, dependants, position)
+        *fields, cancel, revoked = fields
+        stops = (bool(cancel), bool(revoked)) if fields[0] in {"STARTING", "RUNNING"} else None
+        out[job_id] = dict(zip(_FIELDS, fields, strict=True)) | _further(result, dependants, position, stops)
     for job_id in arrays:
         array = Array.of(next(found))
         out[f"{job_id} counts"] = {str(state): n for state, n in array.counts.items() if n} if array else None
@@ -86,7 +89,8 @@ def wanted(model: Scheduler) -> dict[str, Any]:
     for job_id, job in jobs.items():
         waiting = sorted((other for other in jobs.values() if job_id in other.waits), key=lambda one: one.score)
         dependants = [other.sent.id for other in waiting]
-        out[job_id] = _fields(job) | _further(job.result, dependants, model.position(job))
+        stops = (job.cancel, job.revoked) if job.state in {"STARTING", "RUNNING"} else None
+        out[job_id] = _fields(job) | _further(job.result, dependants, model.position(job), stops)
         if job.sent.array:
             out[f"{job_id} counts"] = model.counts(job)
     others = {q: [len(out[f"{q} delayed"]), len(out[f"{q} blocked"])] for q in QUEUES}
@@ -94,8 +98,10 @@ def wanted(model: Scheduler) -> dict[str, Any]:
     return out
 
 
-def _further(result: str | None, dependants: list[str], position: tuple[int, int] | None) -> dict[str, Any]:
-    return {"result": result, "dependants": dependants, "position": position}
+def _further(
+    result: str | None, dependants: list[str], position: tuple[int, int] | None, stops: tuple[bool, bool] | None
+) -> dict[str, Any]:
+    return {"result": result, "dependants": dependants, "position": position, "stops": stops}
 
 
 def _fields(job: Job) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def run(server: RedisServer, machine: type[Histories], *, histories: int, steps:
 
 @pytest.mark.timeout(600)
 def test_any_history_goes_as_the_model_says_and_leaves_nothing_behind(own_redis: RedisServer) -> None:
-    run(own_redis, Histories, histories=60, steps=30)
+    run(own_redis, Histories, histories=40, steps=30)
 
 
 @pytest.mark.timeout(600)

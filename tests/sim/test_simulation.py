@@ -10,6 +10,9 @@ from yardtest.redis import RedisServer
 from .simulation import Measured, Simulation
 
 pytestmark = pytest.mark.system
+LONGEST_S = (
+    1800  # that a large job is passed over: a minute, its turn among those that wait so, and what a node still runs
+)
 
 
 def measure(server: RedisServer, *, nodes: int, jobs: int) -> Measured:
@@ -30,4 +33,6 @@ def test_a_small_yard_is_used_while_work_waits(own_redis: RedisServer) -> None:
 @pytest.mark.full
 @pytest.mark.timeout(3600)
 def test_a_thousand_nodes_are_used_while_work_waits(own_redis: RedisServer) -> None:
-    assert measure(own_redis, nodes=1000, jobs=100_000).used >= 0.95
+    found = measure(own_redis, nodes=1000, jobs=100_000)
+    assert found.used >= 0.95
+    assert found.passed_over_s <= LONGEST_S
