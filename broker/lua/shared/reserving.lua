@@ -4,8 +4,8 @@
 -- The node's hash has `reserved` ("<job id> <since ms>"), the job's record `overtaken` (ms of the first time) and
 -- `reserved` ("<since ms> <node> …"); both must agree, else it has lapsed. `reservations` has the nodes of plain jobs: at
 -- most one in NODES_FOR_ONE of all. A gang reserves all nodes that it needs or none, and only one gang at a time does.
-local NODES_FOR_ONE = 20
-local CANDIDATES = 8             -- classes that a claim overtakes and looks at; with fewer, too few jobs get a node
+local NODES_FOR_ONE = 10
+local CANDIDATES = 12            -- classes that a claim overtakes and looks at; with fewer, too few jobs get a node
 local EAGER = 0.5                -- a node that lacks more than this part of what it has is kept half as long again later
 
 -- What a node has when empty, and how long it lets jobs be overtaken: its `room`, "mc,mem,gpu,disk,reserve after ms".
