@@ -4,8 +4,8 @@
 -- The node's hash has `reserved` ("<job id> <since ms>"), the job's record `overtaken` (ms of the first time) and
 -- `reserved` ("<since ms> <node> …"); both must agree, else it has lapsed. `reservations` has the nodes of plain jobs: at
 -- most one in NODES_FOR_ONE of all. A gang reserves all nodes that it needs or none, and only one gang at a time does.
-local NODES_FOR_ONE = 20
-local CANDIDATES = 4             -- classes that a claim overtakes and looks at
+local NODES_FOR_ONE = 10
+local CANDIDATES = 12            -- classes that a claim overtakes and looks at; with fewer, too few jobs get a node
 local EAGER = 0.5                -- a node that lacks more than this part of what it has is kept half as long again later
 
 -- What a node has when empty, and how long it lets jobs be overtaken: its `room`, "mc,mem,gpu,disk,reserve after ms".
@@ -92,8 +92,8 @@ local function reserve(id, node, t)
   redis.call('HSET', K.job(id), 'reserved', num(t) .. ' ' .. node)
 end
 
--- Before a job is given out: of those that it overtakes, the first that has no node yet may have waited long enough for
--- this one.
+-- Before a job is given out: of those that it overtakes, the first that has no node yet and has waited for long enough
+-- may have this one.
 -- -> whether the node is reserved now, and gives nothing out
 local function held_back(watch, lease)
   if not watch or #watch.found == 0 then return false end
@@ -109,8 +109,8 @@ local function held_back(watch, lease)
       local lacks = lack(need, watch.total, watch.free)
       local after = lacks > EAGER and watch.after * 1.5 or watch.after
       if not h[1] then redis.call('HSET', job, 'overtaken', num(t)) end
-      if not h[1] or t - tonumber(h[1]) < after then break end
-      if not has_better(where, tonumber(since), need, watch, lacks, t, lease) then
+      local late = h[1] and t - tonumber(h[1]) >= after
+      if late and not has_better(where, tonumber(since), need, watch, lacks, t, lease) then
         if not where and not may_reserve(t, lease) then break end
         if where then drop_reservation(where, id) end
         reserve(id, watch.node, t)
