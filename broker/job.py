@@ -198,11 +198,10 @@ class Job(Frozen):
             raise InvalidJob("gpu_type", self.gpu_type, "goes with gpus; say how many")
         if self.evaluate_on_exit and "attempts" not in self.model_fields_set:
             raise InvalidJob("evaluate_on_exit", "…", "needs attempts; say how often the job may run at most")
-        other = "array_size" if self.array_size else "gpu_type" if self.gpu_type else ""
-        if self.nodes is not None and other:
-            raise InvalidJob("nodes", "…", f"does not go with {other}; leave one of them out")
         dependencies.check(self.depends_on, self.array_size)
         if self.array_size is not None:
+            if self.nodes is not None:
+                raise InvalidJob("nodes", self.nodes.count, "is not for an array; leave array_size or nodes out")
             _check_array(self.outputs)
         _check_mounts(self.inputs, self.outputs)
         return self

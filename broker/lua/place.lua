@@ -2,16 +2,18 @@
 -- All members of a gang are leased out, to a node each, or none: the most urgent gang of the first queue first. A gang
 -- that does not fit now stands in nobody's way. A repeat finds what was placed gone from its queue. what: 1, call again;
 -- 2, some wait for room; 0, none waits.
+-- Tokens, and limits of jobs at once, count a gang as one job, and its queue's shares all that it asks for.
 -- Members go to the narrowest nodes that fit, those that the fewest nodes fit first. The first gang that has waited for
 -- longer than `reserve after` while it would fit empty nodes has those kept for it, see shared/reserving.lua.
--- Keys: nodes, node, node_jobs, leases, gangs, gang_queues, gang_reserved, job, those of what a job holds; channel wake.
+-- Keys: nodes, node, node_jobs, leases, gangs, gang_queues, gang_reserved, job, policies, holds, limits, consumable,
+-- overflow, the shares'; channel wake.
 local LOOKS = 16                               -- gangs looked at in one call
 local AT_ONCE_MEMBERS = 128                    -- members placed in one call, but for a gang that has more
 
 local FIRST_NODES = 64                         -- nodes looked at for the first gang; doubled while they do not suffice
 
 local ABOUT = {'vcpus', 'memory_mib', 'gpus', 'disk_gib', 'b:mc', 'b:mem', 'b:gpu', 'b:disk', 'queues', 'gangs',
-  'most_jobs', 'placed', 'reserved'}
+  'most_jobs', 'placed', 'reserved', 'gpu_types', 'environment'}
 
 local function one_node(name, least_mc)
   local q = redis.call('HMGET', K.node(name), 'state', 'vcpus', 'b:mc')
@@ -21,8 +23,11 @@ local function one_node(name, least_mc)
     math.floor((tonumber(h[4]) or 0) * 1024)}
   local free = {}
   for k = 1, 4 do free[k] = total[k] - math.max(0, tonumber(h[4 + k]) or 0) end
-  return {name = name, total = total, free = free, queues = ',' .. (h[9] or '') .. ',', domain = h[10] or '',
-    most = tonumber(h[11]), placed = h[12],
+  total.types = h[14] and cjson.decode(h[14]) or {}
+  free.types = {}                              -- of which type those in use are is the node's to say: the fewest
+  for kind, n in pairs(total.types) do free.types[kind] = n - math.max(0, tonumber(h[7]) or 0) end
+  return {name = name, total = total, free = free, environment = h[15], queues = ',' .. (h[9] or '') .. ',',
+    domain = h[10] or '', most = tonumber(h[11]), placed = h[12],
     kept_for = h[13] and string.match(h[13], '^(%S+) ')}
 end
 
@@ -47,12 +52,22 @@ local function has_slot(node)
   return not node.most or redis.call('SCARD', K.node_jobs(node.name)) < node.most
 end
 
+-- A node of a later environment takes a member once the gang has been ready for a while.
+local function its_turn(gang, node)
+  local environment = node.environment
+  if not environment then return true end
+  if gang.turns[environment] == nil then
+    gang.turns[environment] = left_to_earlier(gang.queue, environment, gang.ready) <= 0
+  end
+  return gang.turns[environment]
+end
+
 -- By the network that their members can have in common, without those that are kept for others. -> lists of nodes, in a
 -- fixed order
 local function domains(nodes, gang)
   local lists, by = {}, {}
   for _, node in ipairs(nodes) do
-    if serves(node, gang.queue) and (not node.kept_for or node.kept_for == gang.id) then
+    if serves(node, gang.queue) and its_turn(gang, node) and (not node.kept_for or node.kept_for == gang.id) then
       if not by[node.domain] then
         by[node.domain] = {domain = node.domain}
         lists[#lists + 1] = by[node.domain]
@@ -106,18 +121,19 @@ local function match(runs, nodes, what)
   return chosen
 end
 
-local function runs_of(members)
+local function runs_of(members, gpu_type)
   local runs, first = {}, 0
   for _, m in ipairs(cjson.decode(members)) do
-    runs[#runs + 1] = {count = m[1], first = first, demand = {m[2], m[3], m[4], m[5]}}
+    local demand = {m[2], m[3], m[4], m[5], gpu_type = m[4] > 0 and gpu_type or nil}
+    runs[#runs + 1] = {count = m[1], first = first, demand = demand}
     first = first + m[1]
   end
   return runs
 end
 
-local function give_out(gang, count, main, chosen, placement, lease)
+local function give_out(gang, count, main, chosen, placement, lease, told)
   local job, deadline = K.job(gang), num(now() + lease)
-  local token, mc = redis.call('HINCRBY', job, 'epoch', 1) .. ':' .. placement, 0
+  local token = redis.call('HINCRBY', job, 'epoch', 1) .. ':' .. placement
   for index = 0, count - 1 do
     local id, node, demand = member_id(gang, index), chosen[index].node, chosen[index].demand
     local member = K.job(id)
@@ -128,12 +144,11 @@ local function give_out(gang, count, main, chosen, placement, lease)
     redis.call('HSET', K.node(node.name), 'placed', node.placed)
     hold(id, node.name, deadline, {num(demand[1]), num(demand[2]), num(demand[3]), num(demand[4])})
     for k = 1, 4 do node.free[k] = node.free[k] - demand[k] end
-    mc = mc + demand[1]
+    for kind, n in pairs(node.free.types) do node.free.types[kind] = n - demand[3] end
   end
   redis.call('HDEL', job, 'overtaken')
-  become(gang, 'STARTING', 'out', count, 'node', chosen[main].node.name, 'holding', num(mc))
-  local h = redis.call('HMGET', job, 'queue', 'share', 'tokens', 'def')
-  take_hold({queue = h[1], mc = mc, share = h[2], tokens = h[3], definition = h[4]})
+  become(gang, 'STARTING', 'out', count, 'node', chosen[main].node.name, 'holding', num(told.mc))
+  take_hold(told)
 end
 
 -- Gangs to be looked at now, most urgent first; those that are gone or too late are dealt with. -> gangs, least vCPU
@@ -142,16 +157,20 @@ local function waiting(argv, first)
   for i = first, #argv do
     local queue = argv[i]
     for _, id in ipairs(redis.call('ZRANGE', K.gangs(queue), 0, LOOKS - #found - 1)) do
-      local h = redis.call('HMGET', K.job(id), 'gang', 'main', 'members', 'expires', 'tokens', 'def')
+      local h = redis.call('HMGET', K.job(id), 'gang', 'main', 'members', 'expires', 'ready', 'share', 'tokens', 'def',
+        'gpu_type')
       if not h[1] then
         gang_remove(queue, id)                 -- the record is gone; so is the job
       elseif h[4] and tonumber(h[4]) <= now() then
         decide_end(id, 'REVOKED', 'expired')
         gang_remove(queue, id)
       else
-        local gang = {id = id, queue = queue, count = tonumber(h[1]), main = tonumber(h[2]), members = h[3],
-          asks = asks_of(h[5], h[6])}
-        for _, run in ipairs(runs_of(gang.members)) do least = math.min(least, run.demand[1]) end
+        local gang = {id = id, queue = queue, count = tonumber(h[1]), main = tonumber(h[2]), members = h[3], ready = h[5],
+          gpu_type = h[9], turns = {}, hold = {queue = queue, mc = 0, share = h[6], tokens = h[7], definition = h[8]}}
+        for _, run in ipairs(runs_of(gang.members)) do
+          least = math.min(least, run.demand[1])
+          gang.hold.mc = gang.hold.mc + run.count * run.demand[1]
+        end
         found[#found + 1] = gang
       end
     end
@@ -160,16 +179,19 @@ local function waiting(argv, first)
   return found, least
 end
 
--- Whether all that is counted beside the nodes' resources is to be had now.
-local function may_go(gang)
-  return room_of(gang.queue) > 0 and (gang.asks == '' or open_gates(shape('0,0,0,0' .. gang.asks), {}))
+-- Whether a gang may start, by all that is counted beside what nodes have.
+local function may_start(gang)
+  local fair = policy_of(gang.queue).fair
+  if room_of(gang.queue) <= 0 or (fair and unreserved(gang.queue, fair) < gang.hold.mc) then return false end
+  local tokens = gang.hold.tokens and tokens_of(gang.hold.tokens) or {}
+  return open_gates({tokens = tokens, definition = gang.hold.definition}, {})
 end
 
 -- -> a node for each member, or nil; looks at more nodes only when it has to
 local function find(gang, nodes, what)
   repeat
     for _, some in ipairs(domains(nodes, gang)) do
-      local chosen = #some >= gang.count and match(runs_of(gang.members), some, what)
+      local chosen = #some >= gang.count and match(runs_of(gang.members, gang.gpu_type), some, what)
       if chosen then return chosen end
     end
   until not nodes.more()
@@ -217,17 +239,17 @@ register('place', function(_, argv)
       out[1] = 1
       break
     end
-    local goes = may_go(gang)
-    local chosen = goes and find(gang, nodes, 'free')
+    local open = may_start(gang)
+    local chosen = open and find(gang, nodes, 'free')
     if chosen then
       unreserve(gang.id)
-      give_out(gang.id, gang.count, gang.main, chosen, placement, lease)
+      give_out(gang.id, gang.count, gang.main, chosen, placement, lease, gang.hold)
       gang_remove(gang.queue, gang.id)
       out[#out + 1] = gang.id
       members = members + gang.count
     else
       out[1] = 2
-      if goes and not kept and keep_nodes(gang, lease, after) then
+      if open and not kept and keep_nodes(gang, lease, after) then
         kept, nodes = true, alive(lease, least)  -- those behind it see what is kept
       end
     end

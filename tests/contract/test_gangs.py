@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +11,6 @@ import pytest
 from batchyard.broker import keys
 from batchyard.broker.client import Client
 from batchyard.broker.config import parse
-from batchyard.broker.consumables import Consumables
 from batchyard.broker.seal import KeyRing
 from batchyard.broker.store import Yard
 from yardtest.gangs import KEEP_S, LEASE_S, SimYard, attempt, states, unnamed
@@ -333,52 +331,6 @@ def test_a_gang_says_which_nodes_are_kept_for_it_and_others_that_they_are(sim: S
     assert told["reserved"].endswith("s ago, and take no other job until it has room")
     assert "0 have room now" in told["gang_room"]
     assert f"is kept for job {gang}" in why(sim, other)["kept"]
-
-
-# -- what is counted beside nodes' resources
-
-
-def test_a_gang_takes_its_tokens_with_its_nodes_and_gives_them_back_when_it_ends(sim: SimYard) -> None:
-    stock = Consumables(sim.yard)
-    stock.create("lic", 3)
-    tokens = {"tokens": json.dumps({"lic": 2})}
-    first, second = sim.submit(nodes=2, clear=tokens), sim.submit(nodes=2, clear=tokens)
-    assert sim.place() == [first]
-    assert sim.place() == [], "there is room for the second, and one token too few"
-    assert stock.show("lic").available == 1
-    sim.claim()
-    main = sim.holder(f"{first}#0")
-    main.start(f"{first}#0")
-    main.settle(f"{first}#0")
-    assert stock.show("lic").available == 3
-    assert sim.place() == [second]
-
-
-def test_a_gang_that_goes_back_gives_up_what_it_had_and_takes_it_again(sim: SimYard) -> None:
-    stock = Consumables(sim.yard)
-    stock.create("lic", 2)
-    gang = sim.submit(nodes=2, clear={"tokens": json.dumps({"lic": 2})})
-    for _ in range(3):
-        assert sim.place() == [gang]
-        assert stock.show("lic").available == 0
-        sim.claim()
-        sim.holder(f"{gang}#0").give_back(f"{gang}#0")
-        sim.obey()
-        assert stock.show("lic").available == 2
-        assert sim.yard.record(gang).state == "RUNNABLE"
-
-
-def test_a_gang_is_one_of_the_jobs_at_once_of_its_queue(sim: SimYard) -> None:
-    here = {"vcpus": 9, "memory_mib": 9999}
-    told = {"queues": {"cpu": {"environments": ["here"], "max_concurrent": 2}}, "environments": {"here": here}}
-    sim.yard.configure(parse(told, "the test's"))
-    first, second, third = (sim.submit(nodes=2, vcpus=1) for _ in range(3))
-    assert sim.place() == [first, second]
-    sim.submit(vcpus=1)
-    assert all(job.member for node in sim.nodes for job in node.claim())
-    sim.holder(f"{first}#0").start(f"{first}#0")
-    sim.holder(f"{first}#0").settle(f"{first}#0")
-    assert sim.place() == [third]
 
 
 # -- cancel

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -36,6 +37,7 @@ class SimNode:
     held: dict[str, Claimed] = field(default_factory=dict)
     dead: bool = False
     reserve_after_s: float = 60
+    gpu_types: dict[str, int] = field(default_factory=dict)
 
     def beat(self) -> dict[str, tuple[str, str]]:
         """What it is told of its jobs: id → (what, reason)."""
@@ -48,6 +50,7 @@ class SimNode:
             "most_jobs": str(self.most_jobs),
             "queues": self.queues,
             "gangs": self.domain,
+            "gpu_types": json.dumps(self.gpu_types),
             "room": ",".join(map(str, self._room())),
             "state": self.state,
         }
@@ -127,7 +130,7 @@ class SimYard:
     def submit(
         self, job_id: str | None = None, *, priority: int = 0, clear: Mapping[str, str] | None = None, **fields: Any
     ) -> str:
-        """Takes a job in. clear: further facts for its record."""
+        """Takes a job in. clear: what more stands on its record."""
         job_id = job_id or f"j{next(_numbers)}"
         job = Job.parse({"image": "busybox", "vcpus": 2, "memory_mib": 64, "disk_gib": 1, **fields})
         message = Incoming(
