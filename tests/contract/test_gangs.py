@@ -444,7 +444,7 @@ def test_any_history_of_gangs_ends_and_leaves_nothing(sim: SimYard, seed: int) -
     ids = [sim.submit(nodes=rnd.randint(1, 4), vcpus=rnd.choice([1, 2, 3])) for _ in range(6)]
     ids += [sim.submit(vcpus=rnd.choice([1, 2])) for _ in range(6)]
     plain = set(ids[6:])
-    for step in range(300):
+    for step in range(900):
         _one_move(sim, rnd, ids, plain, calm=step > 150)
         for job_id in ids:
             _whole(sim, job_id)
