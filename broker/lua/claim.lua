@@ -6,10 +6,13 @@
 local LOOKS = 32                               -- jobs looked at in coarse classes in one call
 
 -- Where this node's walk through the coarse classes of a queue stopped: so every job is looked at in the end, however
--- many that do not fit stand before it. -> offset, class; nothing when no walk is under way.
+-- many that do not fit stand before it. -> offset, class; nothing when no walk is under way. BEHIND: it is over, and waits
+-- for those through the node's other queues; else they might never be over together, and the node would ask for ever.
+local BEHIND = 'behind'
 local function stopped_at(queue, free, node)
   local mark = redis.call('HGET', K.node(node), 'at:' .. queue)
   if not mark then return nil end
+  if mark == BEHIND then return 0, BEHIND end
   local from, class = string.match(mark, '^(%d+) (.*)$')
   if fits(shape(class), free) and redis.call('ZSCORE', K.heads(queue), class) then return tonumber(from), class end
 end
@@ -24,8 +27,9 @@ local function look_into(queue, class, from, most, free)
   return nil, #ids
 end
 
--- One call walks LOOKS jobs on. A walk ends with a job that fits, or behind the last one: then there is none.
-local function pick(queue, free, node)
+-- One call walks LOOKS jobs on. A walk ends with a job that fits, or behind the last one: then there is none, and it is
+-- noted in `over`.
+local function pick(queue, free, node, over)
   local mark, left, walking, from, resume = 'at:' .. queue, LOOKS, false, 0, nil
   for _, class in ipairs(redis.call('ZRANGE', K.heads(queue), 0, CLASSES)) do
     local s = shape(class)
@@ -47,8 +51,15 @@ local function pick(queue, free, node)
       end
     end
   end
-  if walking and left > 0 then redis.call('HDEL', K.node(node), mark) end
+  if walking and left > 0 then over[#over + 1] = mark end
   return nil, nil, left == 0
+end
+
+-- The node is to ask again, or all walks that are over begin anew with its next question.
+local function walks_over(node, over, again)
+  for _, mark in ipairs(over) do
+    if again then redis.call('HSET', K.node(node), mark, BEHIND) else redis.call('HDEL', K.node(node), mark) end
+  end
 end
 
 local function repeated(node, claim)
@@ -70,13 +81,13 @@ register('claim', function(_, argv)
   local again = repeated(node, claim)
   if again then return again end
   reap(lease, 8)
-  local out, ids, more = {0}, {}, false
+  local out, ids, more, over = {0}, {}, false, {}
   for i = 9, #argv do
     local queue = argv[i]
     due(queue, 8)
     local skips = 0
     while #ids < tonumber(argv[8]) and skips < 32 do
-      local id, class, unfinished = pick(queue, free, node)
+      local id, class, unfinished = pick(queue, free, node, over)
       more = more or unfinished
       if not id then break end
       local h = redis.call('HMGET', K.job(id), 'mc', 'mem', 'gpu', 'disk', 'expires')
@@ -102,5 +113,6 @@ register('claim', function(_, argv)
   end
   if #ids > 0 then redis.call('HSET', K.node(node), 'claim', claim, 'claimed', table.concat(ids, ' ')) end
   out[1] = (more and #ids == 0) and 1 or 0
+  walks_over(node, over, out[1] == 1)
   return out
 end)
