@@ -13,10 +13,13 @@ local AMONG, PASSES = 8, 8                     -- first jobs of a class of which
 local CLASS_LOOKS = 256                        -- classes looked at in vain, in one call, in lanes of shares
 
 -- Where this node's walk through the coarse classes of a lane stopped: so every job is looked at in the end, however
--- many that do not fit stand before it. -> offset, class; nothing when no walk is under way.
+-- many that do not fit stand before it. -> offset, class; nothing when no walk is under way. BEHIND: it is over, and waits
+-- for those through the node's other queues; else they might never be over together, and the node would ask for ever.
+local BEHIND = 'behind'
 local function stopped_at(lane, free, node)
   local mark = redis.call('HGET', K.node(node), 'at:' .. lane)
   if not mark then return nil end
+  if mark == BEHIND then return 0, BEHIND end
   local from, class = string.match(mark, '^(%d+) (.*)$')
   if fits(shape(class), free) and redis.call('ZSCORE', K.heads(lane), class) then return tonumber(from), class end
 end
@@ -60,7 +63,8 @@ local function nearest(lane, class, c)
   return first
 end
 
--- One call walks LOOKS jobs on. A walk ends with a job that fits, or behind the last one: then there is none.
+-- One call walks LOOKS jobs on. A walk ends with a job that fits, or behind the last one: then there is none, and it is
+-- noted in `over`.
 -- -> id, class, whether there is more to look at, how many classes were looked at
 local function pick(lane, free, c)
   local mark, left, walking, from, resume = 'at:' .. lane, LOOKS, false, 0, nil
@@ -89,8 +93,15 @@ local function pick(lane, free, c)
       overtake(c.watch, lane, class, s)
     end
   end
-  if walking and left > 0 then redis.call('HDEL', K.node(node), mark) end
+  if walking and left > 0 then c.over[#c.over + 1] = mark end
   return nil, nil, left == 0, #classes
+end
+
+-- The node is to ask again, or all walks that are over begin anew with its next question.
+local function walks_over(node, over, again)
+  for _, mark in ipairs(over) do
+    if again then redis.call('HSET', K.node(node), mark, BEHIND) else redis.call('HDEL', K.node(node), mark) end
+  end
 end
 
 -- The shares that have jobs ready, in rows of one weight: in a row they stand by their use. Not those in vain.
@@ -302,7 +313,8 @@ register('claim', function(_, argv)
   free.types = types_of(types)
   reap(lease, 8)
   local c = {node = node, claim = claim, lease = lease, free = free, count = tonumber(argv[8]), types = types,
-    environment = about.environment, has = more.has, seen = {}, out = {0}, ids = {}, more = false}
+    environment = about.environment, has = more.has, seen = {}, out = {0}, ids = {}, over = {},
+    more = false}
   if about.placed then c.ids = take_placed(node, about.placed, c.out, free) end
   c.watch = watch_of(node, about.room, free, about.gpu_types and cjson.decode(about.gpu_types))
   c.kept = about.reserved and take_reserved(c, about.reserved, {unpack(argv, 10)})
@@ -313,5 +325,6 @@ register('claim', function(_, argv)
   if #c.ids > 0 then redis.call('HSET', K.node(node), 'claim', claim, 'claimed', table.concat(c.ids, ' ')) end
   if about.placed then redis.call('HDEL', K.node(node), 'placed') end
   c.out[1] = (c.more and #c.ids == 0) and 1 or 0
+  walks_over(node, c.over, c.out[1] == 1)
   return c.out
 end)

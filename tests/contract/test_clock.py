@@ -26,6 +26,7 @@ def test_an_eta_comes_and_a_lease_lapses_when_the_clock_is_moved(own_redis: Redi
     clock.advance(1)
     (job,) = mine.claim("n", "c2", ROOM, ["cpu"], lease_s=30)[1]
     assert mine.redis.zscore(keys.LEASES, job.id) == clock.now_ms + 30_000
+    reaped = 0
     for _ in range(3):
         clock.advance(10)
         reaped, *_ = mine.tick(["cpu"], lease_s=30)

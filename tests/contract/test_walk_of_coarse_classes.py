@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import pytest
 
@@ -27,27 +28,27 @@ def yard(fresh_redis_url: str) -> Yard:
     return made
 
 
-def put(yard: Yard, job_id: str, *, memory_mib: int, gpus: int = 0, disk_gib: float = 1.0) -> None:
+def put(yard: Yard, job_id: str, *, memory_mib: int, gpus: int = 0, disk_gib: float = 1.0, queue: str = "cpu") -> None:
     one = Incoming(
-        list_key="cpu",
+        list_key=queue,
         raw=job_id.encode(),
         kind="job",
         id=job_id,
-        queue="cpu",
+        queue=queue,
         vcpus=1.0,
         memory_mib=memory_mib,
         gpus=gpus,
         disk_gib=disk_gib,
         document=b"sealed",
     )
-    yard.redis.lpush("cpu", one.raw)
+    yard.redis.lpush(queue, one.raw)
     assert yard.intake([one]) == 1
 
 
-def ask(yard: Yard, free: Free = SMALL) -> tuple[int, list[str]]:
+def ask(yard: Yard, free: Free = SMALL, queues: Sequence[str] = ("cpu",)) -> tuple[int, list[str]]:
     """How often a node asks until it is given a job or told that there is none, and the job."""
     for calls in range(1, 100):
-        more, jobs = yard.claim("n", f"c{next(_numbers)}", free, ["cpu"], lease_s=30)
+        more, jobs = yard.claim("n", f"c{next(_numbers)}", free, queues, lease_s=30)
         if jobs or not more:
             return calls, [job.id for job in jobs]
     raise AssertionError("a node asks for ever")
@@ -87,3 +88,16 @@ def test_a_walk_that_is_over_leaves_no_mark(yard: Yard) -> None:
     assert ask(yard) == (2, ["fits"])
     assert ask(yard) == (2, [])
     assert not yard.redis.hexists(keys.node("n"), "at:cpu")
+
+
+def test_a_node_of_several_queues_waits_though_its_walks_through_them_end_in_turns(yard: Yard) -> None:
+    for n in range(EXACT):
+        put(yard, f"another{n}", memory_mib=1000 + n, gpus=8, queue="low")
+    for n in range(64):
+        put(yard, f"big{n}", memory_mib=300 + n, queue="cpu")
+        put(yard, f"large{n}", memory_mib=300 + n, queue="low")
+    assert yard.claim("n", "alone", SMALL, ["cpu"], lease_s=30) == (True, [])  # this walk is ahead of the other
+    calls, jobs = ask(yard, queues=("cpu", "low"))
+    assert (calls <= 4, jobs) == (True, [])
+    put(yard, "fits", memory_mib=250, queue="cpu")
+    assert ask(yard, queues=("cpu", "low"))[1] == ["fits"]

@@ -55,13 +55,14 @@ class Histories(RuleBasedStateMachine):
     url: ClassVar[str] = ""
     told: ClassVar[Counter[str]] = Counter()
     replace: ClassVar[Mapping[str, str]] = {"AT_ONCE = 64": f"AT_ONCE = {AT_ONCE}"}
+    world_type: ClassVar[type[World]] = World
     world: World
 
     # -- beginning
     @initialize(data=st.data())
     def begin(self, data: st.DataObject) -> None:
         self._numbers = itertools.count()  # the same in each run of a history
-        self.world = World(self.url, self.new_model(), self.told, self.replace)
+        self.world = self.world_type(self.url, self.new_model(), self.told, self.replace)
         self.model = self.world.model
         self.ended: set[str] = set()
         self.followed: Counter[tuple[str, str]] = Counter()

@@ -269,7 +269,7 @@ class Scheduler:
                     continue
                 self._lease(job, node, claim_id)
                 got.append(job.sent.id)
-                free = _less(free, job.sent.demand)
+                free = less(free, job.sent.demand)
         if got:
             self._claims[node] = (claim_id, got)
         return got
@@ -408,6 +408,6 @@ def fits(demand: Demand, free: Demand) -> bool:
     return all(need <= there for need, there in zip(demand, free, strict=True))
 
 
-def _less(free: Demand, demand: Demand) -> Demand:
+def less(free: Demand, demand: Demand) -> Demand:
     a, b, c, d = (there - need for need, there in zip(demand, free, strict=True))
     return a, b, c, d

@@ -13,6 +13,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from yardtest.redis import RedisServer
 
 from .arrays_machine import ArrayHistories
+from .coarse_machine import CoarseHistories
 from .machine import Histories
 
 pytestmark = pytest.mark.system
@@ -77,6 +78,11 @@ def test_any_history_goes_as_the_model_says_and_leaves_nothing_behind(own_redis:
 @pytest.mark.timeout(600)
 def test_any_history_of_arrays_goes_as_the_model_says(own_redis: RedisServer) -> None:
     run(own_redis, ArrayHistories, histories=40, steps=30)
+
+
+@pytest.mark.timeout(600)
+def test_any_history_in_coarse_classes_gives_nodes_all_that_fits(own_redis: RedisServer) -> None:
+    run(own_redis, CoarseHistories, histories=30, steps=30)
 
 
 @pytest.mark.full
