@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import ErrorDetails
 
 from . import rules
-from .environment import FARGATE, Environment, Shape
+from .environment import FARGATE, SPOT, Environment, Shape
 from .errors import InvalidConfig, InvalidJob
 from .fairshare import FairShare, Share
 from .gang import runs
@@ -202,6 +202,10 @@ class Config(_Frozen):
             if n * queue.overflow_s > 0
         }
 
+    def spot(self) -> list[str]:
+        """Environments whose machines may be taken away."""
+        return sorted(name for name, one in self.environments.items() if one.kind in SPOT)
+
     def refusal(self, queue_name: str, job: Job) -> str | None:
         """Why this job can never run in this queue, in words, or None."""
         queue = self.queues[queue_name]
@@ -215,6 +219,8 @@ class Config(_Frozen):
             return f'queue "{queue_name}" does not allow network "host"; choose "none" or "bridge"'
         if reason := _share_refusal(queue_name, queue, job):
             return reason
+        if job.on_demand_after is not None and all(self.environments[one].kind in SPOT for one in queue.environments):
+            return f'queue "{queue_name}" has spot machines only; leave on_demand_after out, or choose another queue'
         for one in [job] if job.nodes is None else [each for _, each in runs(job)]:
             if reason := self._too_much(queue_name, queue, one):
                 return reason

@@ -11,6 +11,7 @@ from .job import GpuType, Job
 
 MEASURES = ("vcpus", "memory_mib", "gpus", "disk_gib")
 FARGATE = frozenset({"FARGATE", "FARGATE_SPOT"})
+SPOT = frozenset({"SPOT", "FARGATE_SPOT"})
 Kind = Literal["EC2", "SPOT", "FARGATE", "FARGATE_SPOT", "UNMANAGED"]
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from . import keys, why_gang
 from .blocked import Amounts
@@ -13,7 +13,7 @@ from .heads import Head, Heads
 from .record import Record, from_hash
 from .shortage import EnvironmentFacts
 from .state import State
-from .why import Facts, GateFacts, NodeFacts
+from .why import Closed, Facts, GateFacts, NodeFacts
 
 if TYPE_CHECKING:
     from .client import Client, NodeView
@@ -56,7 +56,7 @@ def gather(client: Client, job_id: str) -> Facts:
         revoked=told["revoked"],
         ending=told["ending"],
         queue_state=queue.state if queue else None,
-        nodes=_nodes(client, nodes[:_MOST_NODES], now_s, config, job_id),
+        nodes=_nodes(client, nodes[:_MOST_NODES], now_s, job_id, _closed(config, raw)),
         runs=why_gang.runs(raw),
         kept=why_gang.kept(raw) if record.state is State.RUNNABLE else None,
         returning=b"back" in raw,
@@ -146,8 +146,23 @@ def _served_first(client: Client, record: Record, nodes: Sequence[NodeView], con
     return {queue: depth[queue].index for queue in queues if depth[queue].index}
 
 
+def _closed(config: Config, raw: Mapping[bytes, bytes]) -> dict[str, Closed]:
+    """Environments of which no node takes this job."""
+    most, found = raw.get(b"od"), dict[str, Closed]()
+    if most is not None and int(raw.get(b"spot_lost", 0)) >= int(most):
+        found |= dict.fromkeys(config.spot(), cast("Closed", "spot"))
+    for name, one in config.environments.items():
+        if one.state != "ENABLED":
+            found[name] = "disabled"
+    return found
+
+
 def _nodes(
-    client: Client, nodes: Sequence[NodeView], now_s: float, config: Config, job_id: str
+    client: Client,
+    nodes: Sequence[NodeView],
+    now_s: float,
+    job_id: str,
+    closed: Mapping[str, Closed],
 ) -> tuple[NodeFacts, ...]:
     """Free is what the node has less what its jobs ask for: its own word on that is as old as its last beat."""
     yard = client.yard
@@ -159,14 +174,17 @@ def _nodes(
     for one in (i for ids in held for i in sorted(ids)):
         asked.hmget(keys.job(one.decode()), "mc", "mem", "gpu", "disk")
     demands = iter(yard.guard(asked.execute) if any(held) else [])
-    off = {name for name, one in config.environments.items() if one.state != "ENABLED"}
     return tuple(
-        _node(node, [next(demands) for _ in ids], now_s, off, job_id) for node, ids in zip(nodes, held, strict=True)
+        _node(node, [next(demands) for _ in ids], now_s, closed, job_id) for node, ids in zip(nodes, held, strict=True)
     )
 
 
 def _node(
-    node: NodeView, demands: Sequence[Sequence[bytes | None]], now_s: float, off: Collection[str], job_id: str
+    node: NodeView,
+    demands: Sequence[Sequence[bytes | None]],
+    now_s: float,
+    closed: Mapping[str, Closed],
+    job_id: str,
 ) -> NodeFacts:
     about, total = node.about, _amounts(node.about)
     kept_for = about.get("reserved", "").partition(" ")[0]
@@ -191,7 +209,7 @@ def _node(
         gpu_types=_types(about.get("gpu_types", "")),
         free_gpu_types=_types(about.get("free_gpu_types", "")),
         kept_for="" if kept_for == job_id else kept_for,
-        disabled=about.get("environment", "") in off,
+        closed=closed.get(about.get("environment", "")),
     )
 
 

@@ -83,6 +83,8 @@ def _clear(job: Job) -> dict[str, str]:
         told |= {"share": job.share, "sched": str(job.scheduling_priority)}
     if job.consumables:
         told["tokens"] = json.dumps(dict(sorted(job.consumables.items())))
+    if job.on_demand_after is not None:
+        told["od"] = str(job.on_demand_after)
     if job.gpu_type is not None:
         told["gpu_type"] = job.gpu_type
     if shorts := short_hashes(job.inputs.values()):

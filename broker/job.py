@@ -165,6 +165,7 @@ class Job(Frozen):
     backoff_s: Annotated[float, Field(gt=0, le=LONGEST_BACKOFF_S, allow_inf_nan=False)] | None = None
     depends_on: Annotated[tuple[Dependency, ...], Field(max_length=dependencies.MOST)] = ()
     infrastructure_retries: Annotated[int, Field(ge=0, le=100)] = INFRASTRUCTURE_RETRIES
+    on_demand_after: Annotated[int, Field(ge=0, le=100)] | None = None
     profile: Literal["strict", "aws"] = "strict"
     network: Literal["none", "bridge", "host"] | None = None
     user: Annotated[str, Field(pattern=r"^[0-9]+(:[0-9]+)?$")] | None = None
@@ -196,6 +197,8 @@ class Job(Frozen):
             )
         if self.gpu_type is not None and not self.gpus:
             raise InvalidJob("gpu_type", self.gpu_type, "goes with gpus; say how many")
+        if self.on_demand_after is not None and self.nodes is not None:
+            raise InvalidJob("on_demand_after", self.on_demand_after, "does not go with nodes; leave it out")
         if self.evaluate_on_exit and "attempts" not in self.model_fields_set:
             raise InvalidJob("evaluate_on_exit", "…", "needs attempts; say how often the job may run at most")
         dependencies.check(self.depends_on, self.array_size)

@@ -43,6 +43,7 @@ GATES = "by:gates"  # counter: changes whenever something is free again that is 
 CONSUMABLES = "by:consumables"  # set: names of consumable resources
 RESERVATIONS = "by:reservations"  # zset: since ms -> node that is kept for one job
 GANG_RESERVED = "by:gangs:reserved"  # the gang that nodes are kept for
+SPOT = "by:spot"  # set: compute environments of machines that may be taken away
 GANG_QUEUES = "by:gangs"  # set: queues in which jobs of several nodes wait
 WAKE = "by:wake"  # channel: work for nodes; message = queue
 DUTY = "by:duty"  # channel: work for the controller

@@ -184,7 +184,12 @@ class Yard:
     # -- configuration
     def configure(self, value: Config, *, expected: bytes = b"") -> bool:
         """Keeps it and tells all who follow it. expected: only in place of this text. False: another one is there."""
-        told = (value.model_dump_json(), json.dumps(value.policies()), json.dumps(value.overflow()))
+        told = (
+            value.model_dump_json(),
+            json.dumps(value.policies()),
+            json.dumps(value.overflow()),
+            json.dumps(value.spot()),
+        )
         return bool(self._call("configure", expected, *told))
 
     def config(self) -> Config:

@@ -15,6 +15,9 @@ from .record import Record
 from .shortage import EnvironmentFacts, shortage
 from .state import State
 
+_ORDER = ("has_room", "kept", "lacks_now", "full", "draining", "spot", "node_disabled", "silent_on_size", "too_small")
+Closed = Literal["disabled", "spot"]
+"""Why no node of an environment takes a job: it is disabled, or the job has left spot machines."""
 _OF_ONE_NODE = {"has_room", "lacks_now", "too_small"}  # of a job of several nodes, `gang_room` says more
 _MOST_NODES = 8  # of a kind that are named; more are counted
 
@@ -26,7 +29,7 @@ _UNITS = {"vcpus": "vCPU", "memory_mib": "MiB of memory", "gpus": "GPU", "disk_g
 class NodeFacts:
     """A node that serves the job's queue. total, free: None where it has not said. quiet_s: since it was heard of.
 
-    kept_for: another job, for which it takes no others. disabled: its environment is.
+    kept_for: another job, for which it takes no others. closed: no node of its environment takes the job.
     """
 
     name: str
@@ -40,7 +43,7 @@ class NodeFacts:
     gpu_types: Mapping[str, int] = field(default_factory=dict)
     free_gpu_types: Mapping[str, int] = field(default_factory=dict)
     kept_for: str = ""
-    disabled: bool = False
+    closed: Closed | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -360,9 +363,8 @@ def _nodes(r: Record, f: Facts) -> list[Reason]:
         text = f'no node is up that serves queue "{r.queue}"{silent}; start one, see `batchyard nodes`'
         return [told("no_node", text, queue=r.queue, silent=[n.name for n in f.nodes])]
     said = [_of_node(n, need, r.gpu_type) for n in up]
-    order = ("has_room", "kept", "lacks_now", "full", "draining", "node_disabled", "silent_on_size", "too_small")
     found: list[Reason] = []
-    for code in order:
+    for code in _ORDER:
         of_kind = [one for one in said if one.code == code]
         found += of_kind[:_MOST_NODES]
         if len(of_kind) > _MOST_NODES:
@@ -382,7 +384,10 @@ def _of_node(n: NodeFacts, need: Amounts, gpu_type: str = "") -> Reason:
     if gpu_type and n.gpu_types.get(gpu_type, 0) < need.gpus:
         text = f"node {n.name} has {n.gpu_types.get(gpu_type, 0)} GPU of type {gpu_type}; the job asks for {need.gpus}"
         return told("too_small", text, node=n.name, lacks={"gpus": need.gpus - n.gpu_types.get(gpu_type, 0)})
-    if n.disabled:
+    if n.closed == "spot":
+        text = f"node {n.name} is a spot machine, and the job takes such no more: they interrupted it too often"
+        return told("spot", text, node=n.name)
+    if n.closed:
         return told("node_disabled", f"node {n.name} takes no more jobs: its environment is disabled", node=n.name)
     if n.draining:
         return told("draining", f"node {n.name} is leaving and takes no more jobs", node=n.name)

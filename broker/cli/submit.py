@@ -39,6 +39,7 @@ _FIELDS = (
     "network",
     "user",
     "array_size",
+    "on_demand_after",
     "nodes",
 )
 _MAPS = {
@@ -127,6 +128,8 @@ _EXAMPLES = examples(
 @click.option("--timeout-s", type=int, help="Seconds that an attempt may take.")
 @click.option("--attempts", type=int, help="Runs at most, when it fails.  [default: 1]")
 @click.option("--backoff-s", type=float, help="Before it is tried again; doubled each time, an hour at most.")
+@click.option("--on-demand-after", type=int,
+              help="After so many interruptions on spot machines, other ones only.  [default: never]")  # fmt: skip
 @click.option(
     "--infrastructure-retries",
     type=int,

@@ -6,7 +6,8 @@
 -- Refused when Redis is out of memory: the children then come later; array_close(id) does all of it but that.
 local SPAWNED, TOLD, KEPT = 64, 40, 128        -- children in one call
 
-local COPIED = {'queue', 'mc', 'mem', 'gpu', 'disk', 'priority', 'infra', 'share', 'sched', 'tokens', 'def', 'gpu_type', 'in'}
+local COPIED = {'queue', 'mc', 'mem', 'gpu', 'disk', 'priority', 'infra', 'share', 'sched', 'tokens', 'def', 'gpu_type', 'in',
+  'od'}
 
 local function copied(parent)
   local values, fields = redis.call('HMGET', K.job(parent), unpack(COPIED)), {}

@@ -272,7 +272,7 @@ local function take_reserved(c, reserved, queues)
   local lane, class = lane_of(queue, place)
   local s = shape(redis.call('HGET', K.demands(lane), id) or class)
   drop_reservation(c.node, id)
-  if room_of(queue) > 0 and not closing(id) and (not s.gated or open_gates(s, c.seen)) then
+  if room_of(queue) > 0 and not closing(id) and fits(s, c.free) and (not s.gated or open_gates(s, c.seen)) then
     give_out(c, queue, place, id, h)
   else
     redis.call('HDEL', K.job(id), 'reserved')
@@ -311,6 +311,7 @@ register('claim', function(_, argv)
   local more = argv[9] ~= '' and cjson.decode(argv[9]) or {}
   local types = more.types or ''
   free.types = types_of(types)
+  free.spot = about.environment and redis.call('SISMEMBER', K.spot, about.environment) == 1
   reap(lease, 8)
   local c = {node = node, claim = claim, lease = lease, free = free, count = tonumber(argv[8]), types = types,
     environment = about.environment, has = more.has, seen = {}, out = {0}, ids = {}, over = {},

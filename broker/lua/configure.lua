@@ -1,8 +1,8 @@
 -- configure(expected or '', configuration (JSON), policies (JSON: queue -> its policy as JSON text), waits (JSON object
---   "<queue> <environment>" -> ms)) -> 1; 0: what stands there is not what was expected, and stays
+--   "<queue> <environment>" -> ms), environments of spot machines (JSON list)) -> 1; 0: what stands there is not what was expected, and stays
 -- The yard's configuration, and what of it the claim reads: see policies.lua, and how long nodes of later environments
 -- leave a job to those of earlier ones. Shares and what they have used stay.
--- Keys: config, policies, gates, overflow, the shares'; channels wake, duty, control.
+-- Keys: config, policies, gates, overflow, spot, the shares'; channels wake, duty, control.
 -- Refused when Redis is out of memory.
 local function policy_changed(queue)
   local fair = fair_policy(queue)
@@ -24,6 +24,8 @@ register('configure', function(_, argv)
   local told, flat, changed = cjson.decode(argv[3]), redis.call('HGETALL', K.policies), {}
   redis.call('SET', K.config, argv[2])
   keep_waits(cjson.decode(argv[4]))
+  redis.call('DEL', K.spot)
+  for _, environment in ipairs(cjson.decode(argv[5])) do redis.call('SADD', K.spot, environment) end
   local old = {}
   for i = 1, #flat, 2 do old[flat[i]] = flat[i + 1] end
   for queue, text in pairs(told) do

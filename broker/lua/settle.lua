@@ -44,6 +44,7 @@ register('giveback', function(_, argv)
   if h[1] ~= token then return 0 end
   add_attempt(id, argv[4])
   if argv[3] ~= '' then redis.call('HINCRBY', job, argv[3], 1) end
+  if argv[3] == 'interruptions' then count_spot(id, h[3]) end
   for k, v in pairs(cjson.decode(argv[5])) do redis.call('HSET', job, k, v) end
   redis.call('HSET', job, 'returned', token)
   restore(id, h[3], nil, tonumber(argv[6]))

@@ -195,7 +195,7 @@ def test_what_no_environment_can_hold_any_more_names_the_nearest_and_what_it_lac
 
 def test_one_of_several_environments_may_be_too_small_or_disabled() -> None:
     small, off = environment("small", lacks={"vcpus": (3, 2)}), environment("off", state="DISABLED")
-    found = explain(facts(environments=(small, off), nodes=(node(disabled=True),)))
+    found = explain(facts(environments=(small, off), nodes=(node(closed="disabled"),)))
     assert codes(found) == ["environment_disabled", "too_large_for", "node_disabled"]
     assert "`batchyard environment enable off`" in found[0].text
 

@@ -3,7 +3,7 @@
 -- "500,512,0,1024" holds jobs of exactly that demand (milli-vCPU, MiB, GPUs, MiB of disk); "~256,256,0,1024" holds
 -- jobs of at least that demand and is looked into one by one; what these ask for stands in one hash, so that a look at
 -- several is one call. What else a claim decides on for a class as a whole follows the demand, each part after a bar:
--- "|g=a100" GPUs of that type, "|t=lic:2,x:1" tokens, "|d=report" a definition with a limit, "|i" inputs on record.
+-- "|g=a100" GPUs of that type, "|o" no spot machine, "|t=lic:2,x:1" tokens, "|d=report" a definition with a limit, "|i" inputs on record.
 -- So a class whose gate is closed is passed over without a look at its jobs.
 --
 -- A queue with shares has a lane for each: "<share>/<class>" is where a job stands in its queue, "<queue>/<share>" is
@@ -24,6 +24,7 @@ local function shape(class)
       if key == 'g' then s.gpu_type = value
       elseif key == 'd' then s.definition = value
       elseif key == 'i' then s.inputs = true
+      elseif key == 'o' then s.on_demand = true
       else
         for name, n in string.gmatch(value, '([^:,]+):(%d+)') do s.tokens[#s.tokens + 1] = {name, tonumber(n)} end
       end
@@ -36,9 +37,9 @@ local function shape(class)
 end
 
 -- What a class's name says after the demand.
-local function asks_of(tokens, definition, gpu_type, inputs)
-  local asks = ''
-  if gpu_type then asks = '|g=' .. gpu_type end
+local function asks_of(tokens, definition, gpu_type, inputs, on_demand)
+  local asks = gpu_type and '|g=' .. gpu_type or ''
+  if on_demand then asks = asks .. '|o' end
   if tokens then
     local each = {}
     for i, token in ipairs(tokens_of(tokens)) do each[i] = token[1] .. ':' .. num(token[2]) end
@@ -85,7 +86,7 @@ end
 
 local function fits(need, free)
   return need[1] <= free[1] and need[2] <= free[2] and need[3] <= free[3] and need[4] <= free[4]
-    and (not need.gpu_type or need[3] <= (free.types[need.gpu_type] or 0))
+    and (not need.gpu_type or need[3] <= (free.types[need.gpu_type] or 0)) and not (need.on_demand and free.spot)
 end
 
 local function index_add(queue, place, id, score, exact)

@@ -32,6 +32,7 @@ local function reap(lease, limit)
     elseif h[2] then
       redis.call('HINCRBY', K.job(id), 'losses', 1)
       local interruptions = redis.call('HINCRBY', K.job(id), 'interruptions', 1)
+      count_spot(id, h[1])
       add_attempt(id, cjson.encode({node = h[1], started = h[3] and tonumber(h[3]) or cjson.null, ended = t,
         exit_code = cjson.null, counted = false, reason = 'Host ' .. h[1] .. ' lost: its lease lapsed.',
         status_reason = 'Host EC2 (instance ' .. h[1] .. ') lost: its lease lapsed.'}))

@@ -3,7 +3,7 @@
 -- quiet: one that is new, and the caller wakes the nodes.
 local function make_ready(queue, id, quiet)
   local h = redis.call('HMGET', K.job(id), 'mc', 'mem', 'gpu', 'disk', 'score', 'share', 'tokens', 'def', 'gpu_type', 'in',
-    'spawned', 'gang')
+    'spawned', 'gang', 'od', 'spot_lost')
   if h[11] then return open_array(queue, id) end
   local demand, share = {h[1], h[2], h[3], h[4]}, h[6]
   if share then share_opened(queue, share, id) end
@@ -12,7 +12,7 @@ local function make_ready(queue, id, quiet)
     redis.call('HDEL', K.job(id), 'retry_at')
     return gang_add(queue, id, h[5])
   end
-  local asks = asks_of(h[7], h[8], h[9], h[10])
+  local asks = asks_of(h[7], h[8], h[9], h[10], h[13] and tonumber(h[14] or 0) >= tonumber(h[13]))
   local place = classify(share and queue .. '/' .. share or queue, demand, asks)
   if share then place = share .. '/' .. place end
   become(id, 'RUNNABLE', 'class', place, 'ready', num(now()))
@@ -41,6 +41,15 @@ local function add_attempt(id, attempt)
   if attempt == '' then return end
   local old = redis.call('HGET', K.job(id), 'attempts')
   redis.call('HSET', K.job(id), 'attempts', old and (old .. '\n' .. attempt) or attempt)
+end
+
+-- A run has ended with its machine, or for what was wrong with that: of a job that is to leave spot machines some time.
+local function count_spot(id, node)
+  if redis.call('HEXISTS', K.job(id), 'od') == 0 then return end
+  local environment = redis.call('HGET', K.node(node), 'environment')
+  if environment and redis.call('SISMEMBER', K.spot, environment) == 1 then
+    redis.call('HINCRBY', K.job(id), 'spot_lost', 1)
+  end
 end
 
 -- Waits for a time, and then for nothing else.

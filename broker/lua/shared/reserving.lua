@@ -20,7 +20,7 @@ local function watch_of(node, room, free, types)
     if rooms_size > 1024 then rooms, rooms_size = {}, 0 end
     rooms[room], rooms_size = r, rooms_size + 1
   end
-  return {node = node, free = free, after = r[5], found = {}, total = {r[1], r[2], r[3], r[4], types = types or {}}}
+  return {node = node, free = free, after = r[5], found = {}, total = {r[1], r[2], r[3], r[4], types = types or {}, spot = free.spot}}
 end
 
 -- A claim passes over a class that has no room now, s its shape.
