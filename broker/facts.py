@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from . import keys, why_gang
 from .blocked import Amounts
@@ -150,7 +150,7 @@ def _closed(config: Config, raw: Mapping[bytes, bytes]) -> dict[str, Closed]:
     """Environments of which no node takes this job."""
     most, found = raw.get(b"od"), dict[str, Closed]()
     if most is not None and int(raw.get(b"spot_lost", 0)) >= int(most):
-        found |= dict.fromkeys(config.spot(), cast("Closed", "spot"))
+        found |= dict.fromkeys(config.spot(), "spot")
     for name, one in config.environments.items():
         if one.state != "ENABLED":
             found[name] = "disabled"
