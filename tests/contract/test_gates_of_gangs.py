@@ -12,7 +12,7 @@ from batchyard.broker import keys
 from batchyard.broker.consumables import Consumables
 from batchyard.broker.errors import InvalidJob
 from batchyard.broker.job import Job
-from batchyard.broker.store import Yard
+from batchyard.broker.store import Free, Yard
 from yardtest.gangs import SimYard
 
 pytestmark = pytest.mark.system
@@ -115,6 +115,20 @@ def test_gpus_of_a_type_are_those_of_nodes_that_have_it(yard: Yard) -> None:
     assert sim.submit(nodes=3, gpus=1, clear={"gpu_type": "a100"})
     assert sim.place() == [job_id]
     assert sim.where(job_id) == ["n0", "n2"]
+
+
+def test_a_claim_gives_out_no_gpus_that_a_member_placed_there_takes(yard: Yard) -> None:
+    sim = SimYard.of(yard, 8, 8, gpus=4)
+    for node in sim.nodes:
+        node.gpu_types = {"a100": 2, "t4": 2}
+        node.beat()
+    job_id = sim.submit(nodes=2, gpus=2, vcpus=1, clear={"gpu_type": "a100"})
+    assert sim.place() == [job_id]
+    sim.submit(gpus=2, vcpus=1, clear={"gpu_type": "a100"})
+    other = sim.submit(gpus=2, vcpus=1, clear={"gpu_type": "t4"})
+    free = Free(vcpus=8, memory_mib=4096, gpus=4, disk_gib=100, gpu_types={"a100": 2, "t4": 2})
+    _, jobs = yard.claim("n0", "one", free, ["cpu"], lease_s=30, count=8)
+    assert [job.id for job in jobs] == [f"{job_id}#0", other]
 
 
 def test_an_array_is_not_of_gangs() -> None:
