@@ -13,7 +13,7 @@ local AT_ONCE_MEMBERS = 128                    -- members placed in one call, bu
 local FIRST_NODES = 64                         -- nodes looked at for the first gang; doubled while they do not suffice
 
 local ABOUT = {'vcpus', 'memory_mib', 'gpus', 'disk_gib', 'b:mc', 'b:mem', 'b:gpu', 'b:disk', 'queues', 'gangs',
-  'most_jobs', 'placed', 'reserved', 'gpu_types', 'environment'}
+  'most_jobs', 'placed', 'reserved', 'gpu_types', 'environment', 'takes'}
 
 local function one_node(name, least_mc)
   local q = redis.call('HMGET', K.node(name), 'state', 'vcpus', 'b:mc')
@@ -26,7 +26,7 @@ local function one_node(name, least_mc)
   total.types = h[14] and cjson.decode(h[14]) or {}
   free.types = {}                              -- of which type those in use are is the node's to say: the fewest
   for kind, n in pairs(total.types) do free.types[kind] = n - math.max(0, tonumber(h[7]) or 0) end
-  return {name = name, total = total, free = free, environment = h[15], queues = ',' .. (h[9] or '') .. ',',
+  return {name = name, total = total, free = free, environment = h[15], queues = ',' .. (h[16] or h[9] or '') .. ',',
     domain = h[10] or '', most = tonumber(h[11]), placed = h[12],
     kept_for = h[13] and string.match(h[13], '^(%S+) ')}
 end
@@ -45,7 +45,7 @@ local function alive(lease, least_mc)
 end
 
 local function serves(node, queue)
-  return node.queues == ',,' or string.find(node.queues, ',' .. queue .. ',', 1, true)
+  return string.find(node.queues, ',' .. queue .. ',', 1, true)
 end
 
 local function has_slot(node)
