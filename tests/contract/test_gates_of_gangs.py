@@ -106,6 +106,19 @@ def test_a_gang_counts_for_its_share(sim: SimYard) -> None:
     assert held(sim) == {}
 
 
+def test_those_that_wait_for_what_there_is_not_do_not_hide_the_rest(sim: SimYard) -> None:
+    sim.yard.redis.hset(keys.consumable("lic"), "held", 2)
+    for _ in range(40):
+        submit(sim)
+    last = sim.submit(nodes=2, vcpus=1)
+    assert [one for _ in range(8) for one in sim.place()] == [last]
+
+
+def test_all_that_have_room_are_placed_at_once(sim: SimYard) -> None:
+    many = [sim.submit(nodes=2, vcpus=0.1) for _ in range(30)]
+    assert sorted(sim.place()) == sorted(many)
+
+
 def test_gpus_of_a_type_are_those_of_nodes_that_have_it(yard: Yard) -> None:
     sim = SimYard.of(yard, 4, 4, 4, gpus=2)
     for node, types in zip(sim.nodes, ({"a100": 2}, {"t4": 2}, {"a100": 2}), strict=True):
