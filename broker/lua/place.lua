@@ -250,15 +250,18 @@ register('place', function(_, argv)
   local out, members = {0}, 0
   if redis.call('EXISTS', K.gang_queues) == 0 then return out end
   local gangs, least, more = waiting(argv, 4)
-  local nodes, kept = #gangs > 0 and alive(lease, least), false
+  local nodes, kept, holder = #gangs > 0 and alive(lease, least), false, redis.call('GET', K.gang_reserved)
   for _, gang in ipairs(gangs) do
     if members >= AT_ONCE_MEMBERS then
       out[1] = 1
       break
     end
     local open = may_start(gang)
-    local chosen = open and find(gang, nodes, 'free')
-    if chosen then
+    local chosen = (open or gang.id == holder) and find(gang, nodes, 'free')
+    if chosen and not open then                -- it waits for something else: its nodes must not stand idle for that
+      unreserve(gang.id)
+      out[1], nodes = 2, alive(lease, least)
+    elseif chosen then
       unreserve(gang.id)
       give_out(gang.id, gang.count, gang.main, chosen, placement, lease, gang.hold)
       gang_remove(gang.queue, gang.id)

@@ -32,8 +32,8 @@ def held(sim: SimYard) -> dict[str, int]:
     return {**found, **({"lic": tokens} if tokens else {})}
 
 
-def submit(sim: SimYard, nodes: int = 2, **clear: str) -> str:
-    return sim.submit(nodes=nodes, vcpus=1.5, clear={"tokens": json.dumps({"lic": 2}), "def": "d", **clear})
+def submit(sim: SimYard, nodes: int = 2, vcpus: float = 1.5, **clear: str) -> str:
+    return sim.submit(nodes=nodes, vcpus=vcpus, clear={"tokens": json.dumps({"lic": 2}), "def": "d", **clear})
 
 
 def test_a_gang_takes_tokens_once_and_not_for_each_node(sim: SimYard) -> None:
@@ -104,6 +104,26 @@ def test_a_gang_counts_for_its_share(sim: SimYard) -> None:
     sim.claim()
     sim.obey()
     assert held(sim) == {}
+
+
+def test_nodes_that_are_kept_for_one_do_not_stand_idle_while_it_waits_for_something_else(yard: Yard) -> None:
+    Consumables(yard).create("lic", 2)
+    sim = SimYard.of(yard, 4, 4, reserve_after_s=0)
+    before = sim.submit(vcpus=4)
+    sim.claim()
+    submit(sim, vcpus=4)
+    for _ in range(2):
+        sim.place(reserve_after_s=0)
+    assert yard.redis.exists(keys.GANG_RESERVED)
+    yard.redis.hset(keys.consumable("lic"), "held", 2)
+    sim.holder(before).settle(before)
+    after = sim.submit(vcpus=4)
+    sim.claim()
+    assert yard.record(after).state == "RUNNABLE"
+    sim.place(reserve_after_s=0)
+    sim.claim()
+    assert yard.record(after).state == "STARTING"
+    assert not yard.redis.exists(keys.GANG_RESERVED)
 
 
 def test_those_that_wait_for_what_there_is_not_do_not_hide_the_rest(sim: SimYard) -> None:
