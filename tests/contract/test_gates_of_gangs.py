@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from batchyard.broker import keys
-from batchyard.broker.consumables import Consumables
+from batchyard.broker.consumables import Consumables, Kind
 from batchyard.broker.errors import InvalidJob
 from batchyard.broker.job import Job
 from batchyard.broker.store import Free, Yard
@@ -80,6 +80,19 @@ def test_whatever_becomes_of_a_gang_it_gives_back_what_it_took_once(
     assert held(sim) == {}
     for node in sim.nodes:
         assert node.booked() == {}
+
+
+def test_what_a_gang_uses_up_comes_back_when_it_never_ran(sim: SimYard) -> None:
+    Consumables(sim.yard).create("credit", 5, kind=Kind.NON_REPLENISHABLE)
+    for started, left in ((False, 5), (True, 3)):
+        job_id = sim.submit(nodes=2, vcpus=1, clear={"tokens": json.dumps({"credit": 2})})
+        sim.place()
+        sim.claim()
+        if started:
+            sim.holder(f"{job_id}#0").start(f"{job_id}#0")
+        sim.holder(f"{job_id}#0").settle(f"{job_id}#0", well=False)
+        sim.obey()
+        assert Consumables(sim.yard).show("credit").total == left
 
 
 def test_a_limit_of_jobs_at_once_counts_a_gang_as_one(sim: SimYard) -> None:

@@ -52,7 +52,7 @@ end
 
 -- The gang has ended: members that go on are stopped; all records go when its own does, but none that is held.
 local function gang_over(gang, count, retention)
-  unlease(gang)
+  unlease(gang, nil, redis.call('HEXISTS', K.job(gang), 'started') == 0)
   for index = 0, count - 1 do
     local id = member_id(gang, index)
     if not halt(id, 'the main node has ended') then redis.call('EXPIRE', K.job(id), retention) end
