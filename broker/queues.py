@@ -14,13 +14,13 @@ from . import changes, keys
 from .changes import What
 from .config import Config
 from .errors import BrokerUnavailable, InvalidConfig
+from .functions import Functions
 from .state import State
 from .store import Yard
 
 log = logging.getLogger(__name__)
 _TRIES = 50
 AT_ONCE = 256  # records that are looked at in one step of a deletion
-_OPEN = tuple(state for state in State if not state.ended)
 
 
 class Queues:
@@ -97,7 +97,7 @@ class Removals:
 
     def __init__(self, yard: Yard) -> None:
         self._yard, self._cursor = yard, 0
-        self._queues = Queues(yard)
+        self._queues, self._functions = Queues(yard), Functions(yard.redis)
 
     def round(self, config: Config) -> bool:
         """True when there is more to do at once. Raises BrokerUnavailable."""
@@ -119,11 +119,9 @@ class Removals:
 
     def _take_away(self, name: str) -> None:
         """Once nothing of it is left."""
-        counts, depth = self._yard.counts([name])[name], self._yard.depth([name])[name]
-        if depth.total or any(counts[state] for state in _OPEN):
+        if self._yard.depth([name])[name].total or not self._functions.call("queue_gone", name):
             return
         self._queues.change(lambda config: changes.deleted(config, name))
-        self._yard.guard(lambda: self._yard.redis.delete(keys.states(name), keys.head(name)))
         log.info("queue %s is deleted", name)
 
 

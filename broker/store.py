@@ -470,7 +470,7 @@ class Yard:
         out = {}
         for name, ms in self.guard(lambda: self.redis.zrange(keys.NODES, 0, -1, withscores=True)):
             fields = {k.decode(): v.decode() for k, v in self._read("HGETALL", keys.node(name.decode())).items()}
-            inner = {"claim", "claimed", "placed", "room"}
+            inner = {"claim", "claimed", "placed", "room", "takes"}
             hidden = [k for k in fields if k in inner or k.startswith(("at:", "no:", "b:"))]
             for k in hidden:
                 del fields[k]

@@ -364,6 +364,7 @@ class Node:
             "free_disk_gib": f"{free.disk_mib / 1024:g}",
             "most_jobs": str(options.most_jobs),
             "queues": ",".join(self.queues()),
+            "takes": ",".join(self.tools.config.claimed(options.environment, options.queues)),
             "labels": json.dumps(options.labels),
             "environment": options.environment,
             "gangs": self._gangs,

@@ -195,7 +195,8 @@ local function pick_of(c, queue, q)
     if not q.fair and redis.call('EXISTS', K.shares(queue)) == 0 then return nil end
     q.fair, q.t, q.looks = q.fair or DEFAULT_FAIR, now(), CLASS_LOOKS
   end
-  local free = {math.min(c.free[1], unreserved(queue, q.fair)), c.free[2], c.free[3], c.free[4], types = c.free.types}
+  local free = {math.min(c.free[1], unreserved(queue, q.fair)), c.free[2], c.free[3], c.free[4], types = c.free.types,
+    spot = c.free.spot}
   if free[1] <= 0 then return nil end
   if not q.rows then
     q.tried = in_vain(queue, free, c)

@@ -9,7 +9,6 @@ local function policy_changed(queue)
   rescore(queue, fair, now())
   redis.call('DEL', K.share_kin(queue))
   for _, share in ipairs(redis.call('HKEYS', K.share_open(queue))) do kin(queue, fair, share, 1) end
-  gate_opened(queue)
 end
 
 local function keep_waits(waits)
@@ -41,6 +40,7 @@ register('configure', function(_, argv)
     end
   end
   for _, queue in ipairs(changed) do policy_changed(queue) end
+  gate_opened('')                              -- a limit is another one, or machines are no spot machines any more
   redis.call('PUBLISH', K.duty, 'config')
   keep_events(cjson.decode(argv[2]).events)
   redis.call('PUBLISH', K.control, '* config')

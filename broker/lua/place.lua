@@ -7,13 +7,13 @@
 -- longer than `reserve after` while it would fit empty nodes has those kept for it, see shared/reserving.lua.
 -- Keys: nodes, node, node_jobs, leases, gangs, gang_queues, gang_reserved, job, policies, holds, limits, consumable,
 -- overflow, the shares'; channel wake.
-local LOOKS = 16                               -- gangs looked at in one call
+local FIRST, BEHIND = 8, 8                     -- gangs looked at in one call: the most urgent; others, in turn
 local AT_ONCE_MEMBERS = 128                    -- members placed in one call, but for a gang that has more
 
 local FIRST_NODES = 64                         -- nodes looked at for the first gang; doubled while they do not suffice
 
 local ABOUT = {'vcpus', 'memory_mib', 'gpus', 'disk_gib', 'b:mc', 'b:mem', 'b:gpu', 'b:disk', 'queues', 'gangs',
-  'most_jobs', 'placed', 'reserved', 'gpu_types', 'environment'}
+  'most_jobs', 'placed', 'reserved', 'gpu_types', 'environment', 'takes'}
 
 local function one_node(name, least_mc)
   local q = redis.call('HMGET', K.node(name), 'state', 'vcpus', 'b:mc')
@@ -26,7 +26,7 @@ local function one_node(name, least_mc)
   total.types = h[14] and cjson.decode(h[14]) or {}
   free.types = {}                              -- of which type those in use are is the node's to say: the fewest
   for kind, n in pairs(total.types) do free.types[kind] = n - math.max(0, tonumber(h[7]) or 0) end
-  return {name = name, total = total, free = free, environment = h[15], queues = ',' .. (h[9] or '') .. ',',
+  return {name = name, total = total, free = free, environment = h[15], queues = ',' .. (h[16] or h[9] or '') .. ',',
     domain = h[10] or '', most = tonumber(h[11]), placed = h[12],
     kept_for = h[13] and string.match(h[13], '^(%S+) ')}
 end
@@ -45,7 +45,7 @@ local function alive(lease, least_mc)
 end
 
 local function serves(node, queue)
-  return node.queues == ',,' or string.find(node.queues, ',' .. queue .. ',', 1, true)
+  return string.find(node.queues, ',' .. queue .. ',', 1, true)
 end
 
 local function has_slot(node)
@@ -151,32 +151,49 @@ local function give_out(gang, count, main, chosen, placement, lease, told)
   take_hold(told)
 end
 
--- Gangs to be looked at now, most urgent first; those that are gone or too late are dealt with. -> gangs, least vCPU
+-- The first gangs, and some behind them: those that wait for what there is not must not hide the rest. Each call looks
+-- further on, until it has seen all. -> {id, queue}, …, most urgent first; whether there are more
+local passed = 0
+local function to_look_at(argv, first)
+  local found, before = {}, 0
+  for i = first, #argv do
+    local size = redis.call('ZCARD', K.gangs(argv[i]))
+    for _, part in ipairs({{0, FIRST}, {FIRST + passed, FIRST + passed + BEHIND}}) do
+      local from, to = math.max(part[1] - before, 0), math.min(part[2] - before, size)
+      local ids = from < to and redis.call('ZRANGE', K.gangs(argv[i]), from, to - 1) or {}
+      for _, id in ipairs(ids) do found[#found + 1] = {id, argv[i]} end
+    end
+    before = before + size
+  end
+  passed = FIRST + passed + BEHIND < before and passed + BEHIND or 0
+  return found, #found < before
+end
+
+-- Gangs to be looked at now, most urgent first; those that are gone or too late are dealt with. -> gangs, least vCPU,
+-- whether there are more
 local function waiting(argv, first)
   local found, least = {}, math.huge
-  for i = first, #argv do
-    local queue = argv[i]
-    for _, id in ipairs(redis.call('ZRANGE', K.gangs(queue), 0, LOOKS - #found - 1)) do
-      local h = redis.call('HMGET', K.job(id), 'gang', 'main', 'members', 'expires', 'ready', 'share', 'tokens', 'def',
-        'gpu_type')
-      if not h[1] then
-        gang_remove(queue, id)                 -- the record is gone; so is the job
-      elseif h[4] and tonumber(h[4]) <= now() then
-        decide_end(id, 'REVOKED', 'expired')
-        gang_remove(queue, id)
-      else
-        local gang = {id = id, queue = queue, count = tonumber(h[1]), main = tonumber(h[2]), members = h[3], ready = h[5],
-          gpu_type = h[9], turns = {}, hold = {queue = queue, mc = 0, share = h[6], tokens = h[7], definition = h[8]}}
-        for _, run in ipairs(runs_of(gang.members)) do
-          least = math.min(least, run.demand[1])
-          gang.hold.mc = gang.hold.mc + run.count * run.demand[1]
-        end
-        found[#found + 1] = gang
+  local some, more = to_look_at(argv, first)
+  for _, one in ipairs(some) do
+    local id, queue = one[1], one[2]
+    local h = redis.call('HMGET', K.job(id), 'gang', 'main', 'members', 'expires', 'ready', 'share', 'tokens', 'def',
+      'gpu_type')
+    if not h[1] then
+      gang_remove(queue, id)                   -- the record is gone; so is the job
+    elseif h[4] and tonumber(h[4]) <= now() then
+      decide_end(id, 'REVOKED', 'expired')
+      gang_remove(queue, id)
+    else
+      local gang = {id = id, queue = queue, count = tonumber(h[1]), main = tonumber(h[2]), members = h[3], ready = h[5],
+        gpu_type = h[9], turns = {}, hold = {queue = queue, mc = 0, share = h[6], tokens = h[7], definition = h[8]}}
+      for _, run in ipairs(runs_of(gang.members)) do
+        least = math.min(least, run.demand[1])
+        gang.hold.mc = gang.hold.mc + run.count * run.demand[1]
       end
+      found[#found + 1] = gang
     end
-    if #found >= LOOKS then break end
   end
-  return found, least
+  return found, least, more
 end
 
 -- Whether a gang may start, by all that is counted beside what nodes have.
@@ -232,16 +249,19 @@ register('place', function(_, argv)
   local placement, lease, after = argv[1], tonumber(argv[2]), tonumber(argv[3])
   local out, members = {0}, 0
   if redis.call('EXISTS', K.gang_queues) == 0 then return out end
-  local gangs, least = waiting(argv, 4)
-  local nodes, kept = #gangs > 0 and alive(lease, least), false
+  local gangs, least, more = waiting(argv, 4)
+  local nodes, kept, holder = #gangs > 0 and alive(lease, least), false, redis.call('GET', K.gang_reserved)
   for _, gang in ipairs(gangs) do
     if members >= AT_ONCE_MEMBERS then
       out[1] = 1
       break
     end
     local open = may_start(gang)
-    local chosen = open and find(gang, nodes, 'free')
-    if chosen then
+    local chosen = (open or gang.id == holder) and find(gang, nodes, 'free')
+    if chosen and not open then                -- it waits for something else: its nodes must not stand idle for that
+      unreserve(gang.id)
+      out[1], nodes = 2, alive(lease, least)
+    elseif chosen then
       unreserve(gang.id)
       give_out(gang.id, gang.count, gang.main, chosen, placement, lease, gang.hold)
       gang_remove(gang.queue, gang.id)
@@ -254,6 +274,9 @@ register('place', function(_, argv)
       end
     end
   end
-  if members > 0 then redis.call('PUBLISH', K.wake, 'placed') end
+  if members > 0 then
+    if more then out[1] = 1 end
+    redis.call('PUBLISH', K.wake, 'placed')
+  end
   return out
 end)

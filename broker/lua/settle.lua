@@ -14,7 +14,7 @@ local function settle(argv, i, last, releases)
   apply(argv, i + 6, last)
   add_attempt(id, argv[i + 4])
   end_record(id, argv[i + 2], fields, argv[i + 5], releases)
-  unlease(id, h[3])
+  unlease(id, h[3], redis.call('HEXISTS', job, 'started') == 0)
   return 1
 end
 

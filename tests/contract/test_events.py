@@ -11,6 +11,7 @@ import pytest
 import redis
 
 from batchyard.broker import functions, keys
+from batchyard.broker.children import Children
 from batchyard.broker.cli import run
 from batchyard.broker.config import parse
 from batchyard.broker.dependencies import Dependency
@@ -92,6 +93,14 @@ def test_each_change_is_an_event_but_the_first_submission_and_a_repeat(yard: Yar
     end_again = yard.settle(job, State.SUCCEEDED, attempt(1, ""), {}, [], retention_s=10)
     assert end_again
     assert told(yard) == [("a", s) for s in ("RUNNABLE", "STARTING", "RUNNING", "SUCCEEDED")]
+
+
+def test_a_child_that_comes_only_to_end_is_an_event(yard: Yard) -> None:
+    send(yard, "a", clear={"array": "2"})
+    yard.cancel("a", "not wanted", terminate=True)
+    while Children(yard).step("a"):
+        pass
+    assert told(yard)[-2:] == [("a:0", "FAILED"), ("a:1", "FAILED")]
 
 
 def test_an_event_has_the_shape_that_aws_sends(yard: Yard) -> None:

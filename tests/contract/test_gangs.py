@@ -121,8 +121,9 @@ def test_what_jobs_of_other_kinds_hold_counts(sim: SimYard) -> None:
 
 @pytest.mark.parametrize(
     "how",
-    [{"state": "DRAINING"}, {"queues": "gpu"}, {"vcpus": 1}, {"memory_mib": 32}, {"most_jobs": 0}, {"domain": "other"}],
-)
+    [{"state": "DRAINING"}, {"queues": "gpu"}, {"queues": ""}, {"takes": ""}, {"vcpus": 1}, {"memory_mib": 32},
+     {"most_jobs": 0}, {"domain": "other"}],
+)  # fmt: skip
 def test_a_node_that_does_not_serve_takes_no_member(sim: SimYard, how: dict[str, object]) -> None:
     for name, value in how.items():
         setattr(sim.nodes[1], name, value)

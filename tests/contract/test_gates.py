@@ -119,6 +119,10 @@ def test_what_is_used_up_is_gone_once_the_job_has_run_and_comes_back_before(yard
     assert yard.give_back(job, None)  # it never ran
     assert (stock.show("credit").total, stock.show("credit").available) == (5, 5)
     (job,) = claim(yard)
+    settle(yard, job)  # its image was not there
+    assert (stock.show("credit").total, stock.show("credit").available) == (5, 5)
+    put(yard, "runs", credit=2)
+    (job,) = claim(yard)
     start(yard, job)
     settle(yard, job)
     assert (stock.show("credit").total, stock.show("credit").in_use) == (3, 0)

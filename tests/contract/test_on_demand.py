@@ -23,9 +23,9 @@ pytestmark = pytest.mark.system
 _numbers = itertools.count()
 
 
-def config(**environments: str) -> Config:
+def config(*, fair: bool = False, **environments: str) -> Config:
     told = {name: {**SHAPE, "kind": kind} for name, kind in environments.items()}
-    queue = {"environments": list(environments), "overflow_s": 0}
+    queue = {"environments": list(environments), "overflow_s": 0, **({"fair_share": {}} if fair else {})}
     return parse({"queues": {"cpu": queue}, "environments": told}, "the test's")
 
 
@@ -106,6 +106,18 @@ def test_an_environment_that_is_no_spot_one_any_more_takes_it(cloud: Yard) -> No
     assert claim(cloud, "cheap") == []
     cloud.configure(config(cloud="EC2", here="UNMANAGED"))
     assert len(claim(cloud, "cheap")) == 1
+
+
+def test_so_it_is_in_a_queue_with_shares(yard: Yard) -> None:
+    yard.configure(config(fair=True, cloud="SPOT", here="UNMANAGED"))
+    beat(yard)
+    first, second = put(yard, od="0", share="A"), put(yard, od="0", share="A")
+    assert claim(yard, "cheap") == []
+    (job,) = yard.claim("own", "one", ROOM, ["cpu"], lease_s=30, count=1)[1]
+    assert job.id == first
+    assert claim(yard, "cheap") == []
+    yard.configure(config(fair=True, cloud="EC2", here="UNMANAGED"))
+    assert [job.id for job in claim(yard, "cheap")] == [second]
 
 
 def test_children_of_an_array_count_for_themselves(cloud: Yard) -> None:

@@ -16,7 +16,7 @@ from batchyard.broker.config import Config, parse
 from batchyard.broker.controller import Controller, Duties
 from batchyard.broker.errors import InvalidConfig, NotFound
 from batchyard.broker.followups import Followups
-from batchyard.broker.queues import Queues
+from batchyard.broker.queues import Queues, Removals
 from batchyard.broker.record import Attempt, Claimed
 from batchyard.broker.serving import CachedConfig, settle_config
 from batchyard.broker.state import State
@@ -148,6 +148,20 @@ def test_a_deleted_queue_ends_its_jobs_wherever_they_stand_and_goes_then(yard: Y
     assert not yard.redis.exists(keys.states("night"))
     assert yard.depth(["cpu"])["cpu"].index == 300
     queues.create("queue", "night", {"environments": ["here"]})  # and its name is free again
+
+
+def test_nothing_is_left_of_a_deleted_queues_shares(yard: Yard, queues: Queues) -> None:
+    shares = {"shares": [{"share": "A*", "weight": 2}]}
+    queues.create("queue", "lab", {"environments": ["here"], "fair_share": shares})
+    send(yard, "j", "lab", clear={"share": "A1"})
+    (job,) = claim(yard, "n1", "lab")
+    done = Attempt(node="n1", started=1.0, ended=2.0, exit_code=0, reason="done")
+    assert yard.settle(job, State.SUCCEEDED, done, {}, [], retention_s=100)
+    queues.update("queue", "lab", {"state": "DISABLED"})
+    queues.delete("queue", "lab")
+    removals = Removals(yard)
+    until(lambda: (removals.round(yard.config()), "lab" not in yard.config().queues)[1], "it is gone", timeout_s=10)
+    assert yard.redis.keys("by:*:lab*") == []
 
 
 def test_an_environment_with_nodes_is_not_deleted(yard: Yard, queues: Queues) -> None:

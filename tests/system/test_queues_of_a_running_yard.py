@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from batchyard.broker import keys
 from batchyard.broker.client import Client
 from yardtest.wait import until
 from yardtest.yard import TestYard, running_yard
@@ -35,6 +36,7 @@ def test_a_node_follows_queues_that_come_and_go_and_environments_that_are_disabl
         waits = yard.send_quietly("true")
         until(lambda: yard.peek(waits), "it is taken in", timeout_s=10)
         beats(yard, 3)
+        assert yard.store.redis.hget(keys.node("a"), "takes") == b"", "so that no gang's member is placed there either"
         assert yard.store.record(waits).state.value == "RUNNABLE"
         assert yard.store.record(runs).state.value == "RUNNING"  # what runs there goes on
         codes = [reason.code for reason in change.why(waits)]

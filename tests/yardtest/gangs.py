@@ -32,6 +32,7 @@ class SimNode:
     gpus: int = 0
     domain: str = ""
     queues: str = "cpu"
+    takes: str | None = None
     most_jobs: int = 64
     state: str = "READY"
     held: dict[str, Claimed] = field(default_factory=dict)
@@ -49,6 +50,7 @@ class SimNode:
             "disk_gib": "100",
             "most_jobs": str(self.most_jobs),
             "queues": self.queues,
+            "takes": self.queues if self.takes is None else self.takes,
             "gangs": self.domain,
             "gpu_types": json.dumps(self.gpu_types),
             "room": ",".join(map(str, self._room())),

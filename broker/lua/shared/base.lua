@@ -85,7 +85,7 @@ local function become(id, state, ...)
   if was == state or not queue then return end
   count_state(queue, was, state)
   if h[3] then count_child(h[3], was, state) end
-  if not was then return end                 -- that it was sent is no news
   local ended = state == 'FAILED' or state == 'SUCCEEDED'
+  if not was and not ended then return end   -- that it was sent is no news
   tell_state(id, queue, state, ended and field_of('reason', ...) or '')
 end

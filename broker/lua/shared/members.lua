@@ -52,7 +52,7 @@ end
 
 -- The gang has ended: members that go on are stopped; all records go when its own does, but none that is held.
 local function gang_over(gang, count, retention)
-  unlease(gang)
+  unlease(gang, nil, redis.call('HEXISTS', K.job(gang), 'started') == 0)
   for index = 0, count - 1 do
     local id = member_id(gang, index)
     if not halt(id, 'the main node has ended') then redis.call('EXPIRE', K.job(id), retention) end
@@ -107,6 +107,10 @@ local function take_placed(node, placed, out, free)
       out[#out + 1], ids[#ids + 1] = row, id
       local demand = redis.call('HMGET', K.job(id), 'mc', 'mem', 'gpu', 'disk')
       for k = 1, 4 do free[k] = free[k] - tonumber(demand[k]) end
+      local wanted = redis.call('HGET', K.job(string.match(id, '^(.*)#')), 'gpu_type')
+      for kind, n in pairs(free.types) do
+        if not wanted or wanted == kind then free.types[kind] = n - tonumber(demand[3]) end
+      end
     end
   end
   return ids
