@@ -179,13 +179,15 @@ def test_terminate_in_flower_stops_a_running_job(up: Up, image: str) -> None:
     ends, loop = up.start("--stop-grace-s", "4"), "while :; do sleep 0.1; done"
     scripts = {
         "plain": "sleep 1000 # flower-plain",
-        "polite": f"trap 'echo told; exit 0' TERM; {loop} # flower-polite",
-        "deaf": f"trap '' TERM; {loop} # flower-deaf",
+        "polite": f"trap 'echo told; exit 0' TERM; echo set; {loop} # flower-polite",
+        "deaf": f"trap '' TERM; echo set; {loop} # flower-deaf",
     }
     with Client.connect(up.state) as client:
         ids = {name: client.submit(job(image, "sh", "-c", script)) for name, script in scripts.items()}
         for job_id in ids.values():
             until(lambda: client.status(job_id).state == State.RUNNING, "the job runs", timeout_s=30)  # noqa: B023
+        for name in ("polite", "deaf"):
+            until(lambda: any("stdout set" in line for line in client.logs(ids[name])), "its trap is set")  # noqa: B023
         asked = time.time()
         for job_id in ids.values():
             request = urllib.request.Request(
