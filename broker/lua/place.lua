@@ -57,7 +57,7 @@ local function its_turn(gang, node)
   local environment = node.environment
   if not environment then return true end
   if gang.turns[environment] == nil then
-    gang.turns[environment] = left_to_earlier(gang.queue, environment, gang.ready) <= 0
+    gang.turns[environment] = left_to_earlier(overflow_of(gang.queue, environment), gang.ready) <= 0
   end
   return gang.turns[environment]
 end
