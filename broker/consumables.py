@@ -7,6 +7,7 @@ others pass it. REPLENISHABLE: given back when the job gives up its node. NON_RE
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -18,6 +19,7 @@ from .functions import Functions
 from .store import Yard
 
 KEEP_TOKEN_S = 8 * 3600
+_REPEAT_S = 60  # within which a client says the same once more, when the answer was lost
 MOST = 2**31 - 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 _TOKEN = re.compile(r"[\x21-\x7e]{1,64}")
@@ -75,9 +77,8 @@ class Consumables:
         """Another total. token: within 8 h the same one changes nothing again. Raises NotFound, InvalidConfig."""
         if token is not None and not _TOKEN.fullmatch(token):
             raise InvalidConfig("a client token has 1 to 64 printable characters, without blanks")
-        answer = self._functions.call(
-            "consumable_update", name, how, _quantity(quantity), token or "", KEEP_TOKEN_S
-        )  # fmt: skip
+        known, keep_s = (token, KEEP_TOKEN_S) if token else (uuid.uuid4().hex, _REPEAT_S)
+        answer = self._functions.call("consumable_update", name, how, _quantity(quantity), known, keep_s)
         if answer is None:
             raise _unknown(name)
         if isinstance(answer, Sequence):

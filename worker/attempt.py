@@ -392,9 +392,10 @@ class Execution:
                 log.warning("job %s waits to write its outputs: %s", job.id, error)
                 time.sleep(0.5)
                 continue
-            for _, what, reason in told:
-                self.stop(STOPS[what], reason, grace_s=0, first_signal="SIGKILL")
-            if not told:
+            stops = [(STOPS[what], reason) for _, what, reason in told if what in STOPS]  # not that it may start
+            for stop, reason in stops:
+                self.stop(stop, reason, grace_s=0, first_signal="SIGKILL")
+            if not stops:
                 return
         raise OutputError("it was not written: the job was told to stop")
 

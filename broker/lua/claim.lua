@@ -26,12 +26,19 @@ end
 
 local function may_go(s, free, seen) return fits(s, free) and (not s.gated or open_gates(s, seen)) end
 
+-- Whether a job is left to nodes of earlier environments for now. Those behind it are not.
+local function left_now(c, id)
+  if not c.wait or left_to_earlier(c.wait, redis.call('HGET', K.job(id), 'ready')) <= 0 then return false end
+  c.left = true
+  return true
+end
+
 -- The first of `most` jobs of a coarse class that fits, and how many were looked at.
-local function look_into(lane, class, from, most, free, seen)
+local function look_into(lane, class, from, most, free, c)
   local ids = redis.call('ZRANGE', K.class(lane, class), from, from + most - 1)
   local demands = #ids > 0 and redis.call('HMGET', K.demands(lane), unpack(ids))
   for i, id in ipairs(ids) do
-    if not demands[i] or may_go(shape(demands[i]), free, seen) then return id end
+    if (not demands[i] or may_go(shape(demands[i]), free, c.seen)) and not left_now(c, id) then return id end
   end
   return nil, #ids
 end
@@ -55,12 +62,17 @@ local function nearest(lane, class, c)
   if tonumber(redis.call('HGET', K.job(first), 'passed') or 0) >= PASSES then return first end
   for i = 3, #ids, 2 do
     if math.floor(tonumber(ids[i + 1]) / unit) > math.floor(tonumber(ids[2]) / unit) then break end
-    if is_here(ids[i]) then
+    if is_here(ids[i]) and not left_now(c, ids[i]) then
       redis.call('HINCRBY', K.job(first), 'passed', 1)
       return ids[i]
     end
   end
   return first
+end
+
+local function first_in(lane, class, s, c)
+  if s.inputs and c.has then return nearest(lane, class, c) end
+  return redis.call('ZRANGE', K.class(lane, class), 0, 0)[1]
 end
 
 -- One call walks LOOKS jobs on. A walk ends with a job that fits, or behind the last one: then there is none, and it is
@@ -73,18 +85,18 @@ local function pick(lane, free, c)
   for _, class in ipairs(classes) do
     local s = shape(class)
     if may_go(s, free, seen) then
-      if s.exact and s.inputs and c.has then return nearest(lane, class, c), class, left == 0 end
-      if s.exact then return redis.call('ZRANGE', K.class(lane, class), 0, 0)[1], class, left == 0 end
-      if not walking then
+      local id = s.exact and first_in(lane, class, s, c)
+      if id and not left_now(c, id) then return id, class, left == 0 end
+      if not s.exact and not walking then
         walking = true
         from, resume = stopped_at(lane, free, node)
       end
-      if left > 0 and (not resume or resume == class) then
+      if not s.exact and left > 0 and (not resume or resume == class) then
         from = resume and from or 0
-        local id, looked = look_into(lane, class, from, left, free, seen)
-        if id then
+        local found, looked = look_into(lane, class, from, left, free, c)
+        if found then
           redis.call('HDEL', K.node(node), mark)
-          return id, class
+          return found, class
         end
         left, resume = left - looked, nil
         if left == 0 then redis.call('HSET', K.node(node), mark, from + looked .. ' ' .. class) end
@@ -206,12 +218,13 @@ local function pick_of(c, queue, q)
     local first, row = next_share(queue, q.fair, q.rows, q.t)
     if not first then break end
     local looked
+    c.left = false
     id, class, unfinished, looked = pick(queue .. '/' .. first.share, free, c)
     if id or unfinished then
       first.fresh = false
       return id, id and first.share .. '/' .. class, unfinished
     end
-    if looked > 0 then q.tried.shares[first.share], q.tried.changed, q.tried.free = true, true, free end
+    if looked > 0 and not c.left then q.tried.shares[first.share], q.tried.changed, q.tried.free = true, true, free end
     q.looks = q.looks - looked
     row.at = row.at + 1
     if q.looks <= 0 then return nil, nil, true end
@@ -284,12 +297,12 @@ end
 local function take_from(c, queue)
   local room, skips = room_of(queue), 0
   local q = {fair = policy_of(queue).fair}
+  c.wait = overflow_of(queue, c.environment)
   while room > 0 and #c.ids < c.count and skips < 32 do
     local id, place, unfinished = pick_of(c, queue, q)
     c.more = c.more or unfinished
     if not id then break end
-    local h = redis.call('HMGET', K.job(id), 'mc', 'mem', 'gpu', 'disk', 'expires', 'tokens', 'def', 'gpu_type', 'ready')
-    if h[1] and left_to_earlier(queue, c.environment, h[9]) > 0 then break end
+    local h = redis.call('HMGET', K.job(id), 'mc', 'mem', 'gpu', 'disk', 'expires', 'tokens', 'def', 'gpu_type')
     if not runs_still(queue, place, id, h) then
       skips = skips + 1
     elseif held_back(c.watch, c.lease) then

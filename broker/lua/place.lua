@@ -57,7 +57,7 @@ local function its_turn(gang, node)
   local environment = node.environment
   if not environment then return true end
   if gang.turns[environment] == nil then
-    gang.turns[environment] = left_to_earlier(gang.queue, environment, gang.ready) <= 0
+    gang.turns[environment] = left_to_earlier(overflow_of(gang.queue, environment), gang.ready) <= 0
   end
   return gang.turns[environment]
 end
@@ -182,7 +182,7 @@ local function waiting(argv, first)
       gang_remove(queue, id)                   -- the record is gone; so is the job
     elseif h[4] and tonumber(h[4]) <= now() then
       decide_end(id, 'REVOKED', 'expired')
-      gang_remove(queue, id)
+      withdraw(id, queue)
     else
       local gang = {id = id, queue = queue, count = tonumber(h[1]), main = tonumber(h[2]), members = h[3], ready = h[5],
         gpu_type = h[9], turns = {}, hold = {queue = queue, mc = 0, share = h[6], tokens = h[7], definition = h[8]}}

@@ -399,6 +399,19 @@ def test_a_gang_that_has_expired_is_not_placed(sim: SimYard) -> None:
     sim.nothing_left()
 
 
+def test_no_node_is_kept_for_a_gang_that_has_expired(sim: SimYard) -> None:
+    sim.submit(vcpus=4)
+    sim.claim()
+    job_id = sim.submit(nodes=4, vcpus=4)
+    for _ in range(2):
+        sim.place(reserve_after_s=0)
+    assert sim.yard.redis.exists(keys.GANG_RESERVED)
+    sim.yard.redis.hset(keys.job(job_id), "expires", 1)
+    assert sim.place() == []
+    assert not sim.yard.redis.exists(keys.GANG_RESERVED)
+    assert not any(sim.yard.redis.hexists(keys.node(node.name), "reserved") for node in sim.nodes)
+
+
 # -- many
 
 

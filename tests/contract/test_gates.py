@@ -171,6 +171,15 @@ def test_an_update_is_made_once_for_a_client_token(yard: Yard, stock: Consumable
         stock.update("lic", 2, token="x" * 65)
 
 
+def test_an_update_whose_answer_was_lost_is_made_once(
+    yard: Yard, stock: Consumables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say = yard.redis.execute_command
+    monkeypatch.setattr(yard.redis, "execute_command", lambda *words: (say(*words), say(*words))[1])  # type: ignore[no-untyped-call]
+    assert stock.update("lic", 2, how="ADD").total == 5
+    assert stock.update("lic", 2, how="ADD").total == 7
+
+
 def test_a_total_smaller_than_what_is_in_use_takes_nothing_away_from_jobs(yard: Yard, stock: Consumables) -> None:
     put(yard, "j", lic=3)
     put(yard, "k", lic=1)

@@ -175,6 +175,21 @@ def test_an_environment_with_nodes_is_not_deleted(yard: Yard, queues: Queues) ->
     assert sorted(yard.config().environments) == ["here"]
 
 
+@pytest.mark.parametrize("fair", [False, True])
+@pytest.mark.parametrize("shapes", [1, 200])
+def test_what_is_left_to_earlier_environments_does_not_hide_what_is_not(yard: Yard, fair: bool, shapes: int) -> None:
+    queue = {"environments": ["here", "large"], "overflow_s": 60, **({"fair_share": {}} if fair else {})}
+    large = {**NODE, "vcpus": 16}
+    yard.configure(parse({"queues": {"cpu": queue}, "environments": {"here": NODE, "large": large}}, "test"))
+    beat(yard, "n1", "large")
+    waits = send(yard, "waits", "cpu", vcpus=16, priority=5, **({"clear": {"share": "B"}} if fair else {}))
+    yard.redis.hset(keys.job(waits), "ready", 1)
+    for n in range(shapes):
+        send(yard, f"new{n}", "cpu", vcpus=(n + 1) / 1000, **({"clear": {"share": "A"}} if fair else {}))
+    found = [job.id for _ in range(12) for job in claim(yard, "n1", "cpu")]
+    assert found == [waits]
+
+
 def test_a_node_of_a_later_environment_takes_what_the_earlier_ones_have_left(yard: Yard, queues: Queues) -> None:
     queues.create("environment", "there", NODE)
     queues.create("queue", "both", {"environments": ["here", "there"], "overflow_s": 60})

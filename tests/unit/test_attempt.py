@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from batchyard.broker.config import single_machine
-from batchyard.broker.errors import EngineUnavailable
+from batchyard.broker.errors import EngineUnavailable, OutputError
 from batchyard.broker.job import Job
 from batchyard.broker.record import Claimed
 from batchyard.broker.seal import KeyRing
@@ -173,3 +174,23 @@ def test_an_adopted_container_pins_its_inputs_before_it_is_gone_on_with(tools: T
     blob = tools.blobs.put_bytes(b"x")
     execution(tools, "work", container="c", inputs={"/in/x": blob.digest})
     assert tools.stage.copies.is_pinned(blob.digest)
+
+
+class Says:
+    """A yard that answers heartbeats of a job so, one after the other."""
+
+    def __init__(self, *answers: list[tuple[str, str, str]]) -> None:
+        self._answers = list(answers)
+
+    def renew(self, *_: object, **__: object) -> list[tuple[str, str, str]]:
+        return self._answers.pop(0)
+
+
+def test_outputs_are_written_also_when_redis_was_not_told_that_a_member_runs(tools: Tools) -> None:
+    one = execution(replace(tools, yard=cast(Any, Says([("j", "go", "10.0.0.1")]))), "true")
+    one._confirm()
+    assert one.stopped is None
+    lost = execution(replace(tools, yard=cast(Any, Says([("j", "lost", "")]))), "true")
+    with pytest.raises(OutputError):
+        lost._confirm()
+    assert lost.stopped is Stop.LOST
