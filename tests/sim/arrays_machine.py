@@ -30,7 +30,7 @@ class ArrayHistories(Histories):
 
     replace: ClassVar[Mapping[str, str]] = {
         **Histories.replace,
-        "SPAWNED, TOLD, KEPT = 64, 40, 256": f"SPAWNED, TOLD, KEPT = {CHUNK}, {CHUNK}, {CHUNK}",
+        "SPAWNED, TOLD, KEPT = 64, 40, 128": f"SPAWNED, TOLD, KEPT = {CHUNK}, {CHUNK}, {CHUNK}",
     }
     model: ArrayScheduler
 
