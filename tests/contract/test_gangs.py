@@ -345,6 +345,14 @@ def test_a_cancel_while_it_waits_ends_it(sim: SimYard) -> None:
     sim.nothing_left()
 
 
+def test_a_cancel_of_one_node_of_it_is_one_of_the_job_also_before_there_is_one(sim: SimYard) -> None:
+    job_id = sim.submit(nodes=2)
+    assert sim.yard.cancel(f"{job_id}#2", "no such node", terminate=True) == "stored"
+    assert sim.yard.cancel(f"{job_id}#1", "not wanted", terminate=True) == "cancelled"
+    sim.deliver()
+    assert sim.yard.record(job_id).reason == "not wanted"
+
+
 def test_a_cancel_while_it_waits_for_its_time_ends_it(sim: SimYard) -> None:
     job_id = running(sim)
     sim.holder(f"{job_id}#0").give_back(f"{job_id}#0", counted=True, delay_s=3600)

@@ -63,9 +63,16 @@ local function cancel_array(id, h, reason, terminate)
   return terminate and 'stopping' or 'running'
 end
 
+-- One node's part of a job stands for the whole, also before it is placed.
+local function whole_of(id)
+  local gang, index = string.match(id, '^(.+)#(%d+)$')
+  local count = gang and redis.call('HGET', K.job(gang), 'gang')
+  return count and tonumber(index) < tonumber(count) and gang or id
+end
+
 -- See cancel.lua, which says what it answers. keep: seconds.
 local function cancel_job(id, reason, terminate, keep)
-  id = redis.call('HGET', K.job(id), 'member_of') or id     -- one node's part of a job stands for the whole
+  id = redis.call('HGET', K.job(id), 'member_of') or whole_of(id)
   local job = K.job(id)
   local h = redis.call('HMGET', job, 'state', 'queue', 'class', 'node', 'ending', 'spawned', 'n:STARTING', 'n:RUNNING',
     'gang', 'main')
