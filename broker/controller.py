@@ -46,18 +46,39 @@ class Duties:
 
     def round(self) -> bool:
         """True when there may be more to do at once. Raises BrokerUnavailable."""
-        config = self._config()
-        self._keep_schedules(config)
-        busy = self._take_in(config)
-        busy = self._of_queues(config) or busy
-        if time.monotonic() >= self._next_tick:
-            moved = self._yard.tick(config.by_priority(), lease_s=config.lease_s, limit=TICK)
-            if any(n >= TICK for n in moved):
-                busy = True  # and tick again at once
-            else:
-                self._next_tick = time.monotonic() + min(0.5, config.lease_s / 10)
-        busy = self._place(config) or busy
+        config, busy = self._config(), False
+        for what, act in (
+            ("schedules", self._keep_schedules),
+            ("intake", self._take_in),
+            ("queues", self._of_queues),
+            ("what time brings", self._tick),
+            ("jobs of several nodes", self._place),
+        ):
+            busy = self._do(what, act, config) or busy
         return self._outbox.run() > 0 or busy
+
+    def _do(self, what: str, act: Callable[[Config], bool], config: Config) -> bool:
+        """Whatever is wrong with one of them must not stop the rest. A Redis that is out of memory refuses new jobs;
+        what runs must go on all the same.
+        """
+        try:
+            return act(config)
+        except BrokerUnavailable as error:
+            if act not in (self._keep_schedules, self._take_in):
+                raise
+            log.warning("%s: waits: %s", what, error)
+        except Exception:
+            log.exception("%s: goes on after an error", what)
+        return False
+
+    def _tick(self, config: Config) -> bool:
+        if time.monotonic() < self._next_tick:
+            return False
+        moved = self._yard.tick(config.by_priority(), lease_s=config.lease_s, limit=TICK)
+        if any(n >= TICK for n in moved):
+            return True  # and tick again at once
+        self._next_tick = time.monotonic() + min(0.5, config.lease_s / 10)
+        return False
 
     def _place(self, config: Config) -> bool:
         """Gangs that wait, not more often than PLACE_S while none can be placed: each look goes over all nodes."""
@@ -76,40 +97,19 @@ class Duties:
         return max(0.0, soonest - time.monotonic())
 
     def _of_queues(self, config: Config) -> bool:
-        """Whatever is wrong with one of them must not stop the rest."""
-        try:
-            if time.monotonic() >= self._next_heads:
-                self._next_heads = time.monotonic() + heads.LOOK_S
-                self._heads.look(config)
-            return self._removals.round(config)
-        except BrokerUnavailable:
-            raise
-        except Exception:
-            log.exception("queues go on after an error")
-        return False
+        if time.monotonic() >= self._next_heads:
+            self._next_heads = time.monotonic() + heads.LOOK_S
+            self._heads.look(config)
+        return self._removals.round(config)
 
-    def _keep_schedules(self, config: Config) -> None:
-        """As with intake: a Redis that refuses new jobs must not stop the rest."""
-        if time.monotonic() < self._next_look:
-            return
-        left_s = LOOK_S
-        try:
-            left_s = self._timetable.round(config)
-        except BrokerUnavailable as error:
-            log.warning("schedules wait: %s", error)
-        except Exception:
-            log.exception("schedules go on after an error")
-        self._next_look = time.monotonic() + left_s
+    def _keep_schedules(self, config: Config) -> bool:
+        if time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + LOOK_S
+            self._next_look = time.monotonic() + self._timetable.round(config)
+        return False
 
     def _take_in(self, config: Config) -> bool:
-        """A Redis that is out of memory refuses the door; what runs must go on all the same."""
-        try:
-            return self._intake.run(config) > 0
-        except BrokerUnavailable as error:
-            log.warning("intake waits: %s", error)
-        except Exception:
-            log.exception("intake goes on after an error")
-        return False
+        return self._intake.run(config) > 0
 
 
 class Ear:

@@ -229,12 +229,17 @@ class Node:
             count=min(room, AT_ONCE),
             holds=self.tools.levels.copies.last_used(MOST_HOLDS) if self.tools.levels else (),
         )
+        patience_s = min(PLACED_S, self.tools.config.lease_s / 2)  # for all of them: the leases run meanwhile
+        until = time.monotonic() + patience_s
         for claimed in jobs:
-            self._take(claimed, None)
+            self._take(claimed, None, until=until)
         return more or bool(jobs)
 
-    def _take(self, claimed: Claimed, container: Listed | None) -> None:
-        """Runs a claimed job, or goes on with one whose container an earlier process of this node started."""
+    def _take(self, claimed: Claimed, container: Listed | None, *, until: float = 0.0) -> None:
+        """Runs a claimed job, or goes on with one whose container an earlier process of this node started.
+
+        until: as long as this what was placed here may wait for its resources; by the monotonic clock.
+        """
         if self._closing.is_set() and container is None:
             self._return(claimed)
             return
@@ -251,7 +256,7 @@ class Node:
         demand = Demand(
             vcpus=job.vcpus, memory_mib=job.memory_mib, disk_gib=job.disk_gib, gpus=job.gpus, gpu_type=job.gpu_type
         )
-        allocation = self._reserve(claimed, demand, container)
+        allocation = self._reserve(claimed, demand, container, until=until)
         if allocation is None:
             self._return(claimed)
             return
@@ -268,17 +273,18 @@ class Node:
             self.ledger.release(claimed.id, token=claimed.token)
             raise
 
-    def _reserve(self, claimed: Claimed, demand: Demand, container: Listed | None) -> Allocation | None:
+    def _reserve(
+        self, claimed: Claimed, demand: Demand, container: Listed | None, *, until: float
+    ) -> Allocation | None:
         """What a job needs of this node. What was placed here waits a little for what Redis knows to be free already:
         of a job that is settled, the resources are given back a moment later.
         """
-        patience_s = min(PLACED_S, self.tools.config.lease_s / 2) if claimed.member and container is None else 0.0
-        until = time.monotonic() + patience_s
         while True:
             allocation = self.ledger.reserve(
                 claimed.id, demand, token=claimed.token, gpus=_gpus_of(container), runs=container is not None
             )
-            if allocation is not None or time.monotonic() >= until or self._closing.wait(0.05):
+            patient = claimed.member is not None and time.monotonic() < until
+            if allocation is not None or not patient or self._closing.wait(0.05):
                 return allocation
 
     def _execute(self, run: Run) -> None:
