@@ -48,6 +48,7 @@ _STAYS = {
     keys.STORE,
     keys.STAND_IN,
     keys.EVENTS,
+    keys.GATES,
     keys.WEBHOOK_LOCK,
     "unacked_mutex",  # kombu's, for its own queues of remote control
 }
