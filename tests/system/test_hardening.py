@@ -19,7 +19,6 @@ from batchyard.worker.capture import LogCapture, LogPoller
 from batchyard.worker.container import Identity, container_spec, owner_labels
 from batchyard.worker.engine import Exit, FileLog, launch
 from batchyard.worker.engine.docker import DockerEngine
-from yardtest.wait import until
 
 Run = Callable[..., tuple[Exit, str]]
 
@@ -183,6 +182,7 @@ class Door:
         self.path, self.engine = path, engine
         self.open = threading.Event()
         self.open.set()
+        self.asked = threading.Event()  # somebody waits for a container
         self.through: list[socket.socket] = []
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(str(path))
@@ -208,6 +208,8 @@ class Door:
         try:
             while data := one.recv(65536):
                 other.sendall(data)
+                if b"/wait" in data:
+                    self.asked.set()
             other.shutdown(socket.SHUT_WR)
         except OSError:
             pass
@@ -228,7 +230,7 @@ def test_waiting_outlives_an_engine_that_is_away_for_a_while(
     container = start("exec sleep 60")
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(behind.wait, container)
-        until(lambda: len(door.through) >= 2, "the wait is under way")
+        assert door.asked.wait(10), "the wait is under way"
         door.shut()
         with pytest.raises(EngineUnavailable):
             behind.ping()
