@@ -26,6 +26,10 @@ class Lines(Protocol):
 class Blobs(Protocol):
     """Files and directories by digest."""
 
+    def of(self, tenant: str) -> Blobs:
+        """One tenant's; '' for the yard's own. Another one's are as if they were not there."""
+        ...
+
     def put(self, path: Path, *, on_bytes: OnBytes | None = None) -> dict[str, Any]:
         """Keeps a file or directory: {"digest", "size" in bytes, "kind": "file" or "tree"}. InputError, DiskFull …"""
         ...
@@ -59,6 +63,9 @@ class LazyBlobs:
     def __init__(self, store: str, key_file: Path) -> None:
         self._store, self._key_file = store, key_file
         self._opened: Blobs | None = None
+
+    def of(self, tenant: str) -> Blobs:
+        return self._blobs().of(tenant) if tenant else self
 
     def put(self, path: Path, *, on_bytes: OnBytes | None = None) -> dict[str, Any]:
         return self._blobs().put(path, on_bytes=on_bytes)

@@ -384,35 +384,35 @@ class Client:
         return [_node(name, about, alive_since) for name, about in sorted(self.yard.nodes().items())]
 
     # -- bytes
-    def put(self, path: Path, *, on_bytes: OnBytes | None = None) -> dict[str, Any]:
+    def put(self, path: Path, *, tenant: str = "", on_bytes: OnBytes | None = None) -> dict[str, Any]:
         """Keeps a file or directory as a blob: {"digest", "size", "kind"}; `digest` is what a job's input names.
 
-        on_bytes hears how many more bytes of content are done.
+        tenant: of the queue whose jobs are to read it. on_bytes hears how many more bytes of content are done.
         """
-        return self._store().put(path, on_bytes=on_bytes)
+        return self._store(tenant).put(path, on_bytes=on_bytes)
 
-    def get(self, digest: str, path: Path, *, on_bytes: OnBytes | None = None) -> str:
+    def get(self, digest: str, path: Path, *, tenant: str = "", on_bytes: OnBytes | None = None) -> str:
         """Writes a blob to a path that does not exist yet, a directory for a tree; "file" or "tree"."""
         try:
-            return self._store().get(digest, path, on_bytes=on_bytes)
+            return self._store(tenant).get(digest, path, on_bytes=on_bytes)
         except BlobMissing:
             raise NotFound(_missing(digest)) from None
 
-    def look(self, digest: str) -> dict[str, Any]:
+    def look(self, digest: str, *, tenant: str = "") -> dict[str, Any]:
         """What a blob is: {"digest", "kind", "size" of its content, "entries" of a tree}; see `blobs.Blobs.look`."""
         try:
-            return self._store().look(digest)
+            return self._store(tenant).look(digest)
         except BlobMissing:
             raise NotFound(_missing(digest)) from None
 
-    def digest(self, name: str) -> str:
-        """The digest that `sha256:…` or `JOB_ID:OUTPUT` names. Raises NotFound: no such job or output; InvalidConfig:
-        it is neither.
+    def named(self, name: str, tenant: str = "") -> tuple[str, str]:
+        """(digest, tenant) of what `sha256:…`, which is then the given tenant's, or `JOB_ID:OUTPUT` names. Raises
+        NotFound: no such job or output; InvalidConfig: it is neither.
         """
         if name.startswith("sha256:"):
             if not DIGEST.fullmatch(name):
                 raise InvalidConfig(f'"{name}" is no digest; a digest is sha256: and 64 hex digits (0-9, a-f)')
-            return name
+            return name, tenant
         job_id, colon, output = name.rpartition(":")  # an output's name has no colon
         if not (colon and job_id and output):
             raise InvalidConfig(f'"{name}" names no blob; give DIGEST (sha256:…) or JOB:OUTPUT')
@@ -427,7 +427,7 @@ class Client:
         digest = outputs[output].get("digest")
         if digest is None:
             raise NotFound(f'output "{output}" of job "{job_id}" is no blob; see `batchyard ls {job_id}`')
-        return str(digest)
+        return str(digest), record.tenant
 
     def _ring(self) -> KeyRing:
         """The yard's keys. Raises InvalidConfig."""
@@ -441,10 +441,10 @@ class Client:
             self._keys = ring
         return self._keys
 
-    def _store(self) -> Blobs:
+    def _store(self, tenant: str) -> Blobs:
         if self._blobs is None:
             raise InvalidConfig("no blob store was named; give --store and --key-file, or the --state of a yard")
-        return self._blobs
+        return self._blobs.of(tenant)
 
 
 def _missing(digest: str) -> str:

@@ -40,6 +40,7 @@ _NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,127}$"
 _KOMBU = ("celery", "by")
 _KOMBU_PREFIXES = ("celery-task", "unacked")  # of result and chord keys, and of what stock workers hold
 Name = Annotated[str, Field(pattern=_NAME)]
+Tenant = Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_-]{0,63})?$")]
 
 
 class _Frozen(BaseModel):
@@ -66,6 +67,7 @@ class Queue(_Frozen):
     environments: in the order in which they are to be filled. overflow_s: a node of the second one takes a job when it
     has been ready for so long, of the third one for twice as long.
     fair_share: without one, jobs go by their priority, then in the order of arrival. max_concurrent: jobs at once.
+    tenant: whose blobs its jobs read and write. Jobs of one tenant learn nothing of another's; '' is the yard's own.
     """
 
     priority: int = 1
@@ -78,6 +80,7 @@ class Queue(_Frozen):
     allow_host_network: bool = False
     fair_share: FairShare | None = None
     max_concurrent: Annotated[int, Field(ge=1)] | None = None
+    tenant: Tenant = ""
 
 
 class Made(_Frozen):
@@ -205,6 +208,11 @@ class Config(_Frozen):
     def spot(self) -> list[str]:
         """Environments whose machines may be taken away."""
         return sorted(name for name, one in self.environments.items() if one.kind in SPOT)
+
+    def tenant_of(self, queue_name: str) -> str:
+        """Whose blobs the jobs of a queue read and write; '' also of a queue that is not known."""
+        queue = self.queues.get(queue_name)
+        return queue.tenant if queue is not None else ""
 
     def refusal(self, queue_name: str, job: Job) -> str | None:
         """Why this job can never run in this queue, in words, or None."""

@@ -38,14 +38,15 @@ def read(list_key: str, queue: str, raw: bytes, *, config: Config, ring: KeyRing
     # What follows without a queue of its own goes where this job lies, whatever routing key its producer has for that.
     delivery = {**(sent.properties.get("delivery_info") or {}), "exchange": "", "routing_key": queue}
     sent = replace(sent, properties={**sent.properties, "delivery_info": delivery})
+    tenant = config.tenant_of(queue)
     try:
         job = _job(sent, *arguments[:2], find)
         eta_ms, expires_ms = sent.when_ms("eta"), sent.when_ms("expires")
         reason = config.refusal(queue, job)
     except (InvalidJob, IntegrityError, ValueError) as error:
-        return _refused(list_key, queue, raw, sent, str(error), ring)
+        return _refused(list_key, queue, raw, sent, str(error), tenant, ring)
     if reason is not None:
-        return _refused(list_key, queue, raw, sent, reason, ring, job)
+        return _refused(list_key, queue, raw, sent, reason, tenant, ring, job)
     priority = job.priority if job.priority is not None else sent.priority or config.queues[queue].default_priority
     chord, group = arguments[2].get("chord"), sent.headers.get("group")
     return Incoming(
@@ -65,12 +66,12 @@ def read(list_key: str, queue: str, raw: bytes, *, config: Config, ring: KeyRing
         depends_on=job.depends_on,
         patient=bool(job.depends_on),
         chord_key=f"celery-taskset-meta-{group}.s" if chord and isinstance(group, str) else "",
-        clear=_clear(job),
-        document=_sealed(sent, job, ring),
+        clear=_clear(job, tenant, ring),
+        document=_sealed(sent, job, tenant, ring),
     )
 
 
-def _clear(job: Job) -> dict[str, str]:
+def _clear(job: Job, tenant: str, ring: KeyRing) -> dict[str, str]:
     """What everybody may see on the record."""
     told = {"image": job.image, "name": job.name or "", **gangs.facts(job)}
     if job.definition:
@@ -87,7 +88,9 @@ def _clear(job: Job) -> dict[str, str]:
         told["od"] = str(job.on_demand_after)
     if job.gpu_type is not None:
         told["gpu_type"] = job.gpu_type
-    if shorts := short_hashes(job.inputs.values()):
+    if tenant:
+        told["tenant"] = tenant
+    if shorts := short_hashes(job.inputs.values(), ring.of(tenant)):
         told["in"] = " ".join(shorts)
     return told
 
@@ -107,9 +110,16 @@ def _job(sent: Message, args: list[object], kwargs: dict[str, object], find: Fin
 
 
 def _refused(
-    list_key: str, queue: str, raw: bytes, sent: Message, reason: str, ring: KeyRing, job: Job | None = None
+    list_key: str,
+    queue: str,
+    raw: bytes,
+    sent: Message,
+    reason: str,
+    tenant: str,
+    ring: KeyRing,
+    job: Job | None = None,
 ) -> Incoming:
-    clear = _clear(job) if job else {}
+    clear = _clear(job, tenant, ring) if job else {}
     return Incoming(
         list_key=list_key,
         raw=raw,
@@ -119,7 +129,7 @@ def _refused(
         queue=queue,
         priority=sent.priority,
         clear=clear,
-        document=_sealed(sent, job, ring),
+        document=_sealed(sent, job, tenant, ring),
     )
 
 
@@ -127,8 +137,9 @@ def _dead(list_key: str, raw: bytes, reason: str, ring: KeyRing) -> Incoming:
     return Incoming(list_key=list_key, raw=raw, kind="dead", reason=reason, document=deadletters.seal(raw, ring))
 
 
-def _sealed(sent: Message, job: Job | None, ring: KeyRing) -> bytes:
-    return ring.seal(Document(message=sent, job=job.dump() if job else None).dumps(), sent.id.encode())
+def _sealed(sent: Message, job: Job | None, tenant: str, ring: KeyRing) -> bytes:
+    document = Document(message=sent, job=job.dump() if job else None, tenant=tenant)
+    return ring.seal(document.dumps(), sent.id.encode())
 
 
 class Intake:

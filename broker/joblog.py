@@ -48,7 +48,7 @@ class JobLog:
             if not found and (record.state.ended or not follow):
                 break
         if record.state.ended and record.log and self._blobs is not None:
-            yield from self._sealed(self._blobs, record.log, after=last)
+            yield from self._sealed(self._blobs.of(record.tenant), record.log, after=last)
 
     def _first(self, follow: bool, awaited: bool) -> Record:
         pause_s = 0.02
@@ -63,7 +63,7 @@ class JobLog:
 
     def _of_ended(self, record: Record) -> Iterator[str]:
         if record.log and self._blobs is not None:
-            yield from self._sealed(self._blobs, record.log, after=None)
+            yield from self._sealed(self._blobs.of(record.tenant), record.log, after=None)
             return
         lines = self._tail(wait=False)
         if not lines and record.log:

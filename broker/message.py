@@ -138,19 +138,23 @@ def _check_depth(text: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
-    """What a record keeps, sealed: the message and, where it could be read, the job (`Job.dump()`)."""
+    """What a record keeps, sealed: the message and, where it could be read, the job (`Job.dump()`). tenant: whose blobs
+    it reads and writes; '' for the yard's own.
+    """
 
     message: Message
     job: dict[str, Any] | None
+    tenant: str = ""
 
     def dumps(self) -> bytes:
         m = self.message
-        return json.dumps(
-            {"headers": m.headers, "properties": m.properties, "body": m.body, "job": self.job}, separators=(",", ":")
-        ).encode()
+        told = {"headers": m.headers, "properties": m.properties, "body": m.body, "job": self.job}
+        if self.tenant:
+            told["tenant"] = self.tenant
+        return json.dumps(told, separators=(",", ":")).encode()
 
     @classmethod
     def loads(cls, data: bytes) -> Document:
         value = json.loads(data)
-        job = value.pop("job")
-        return cls(message=Message(**value), job=job)
+        job, tenant = value.pop("job"), value.pop("tenant", "")
+        return cls(message=Message(**value), job=job, tenant=tenant)

@@ -57,7 +57,7 @@ class Record:
 
     losses: runs that ended with their node; interruptions: those and all others that are not counted as attempts and
     bounded by `infrastructure_retries`. array: of a parent, its children; parent, index: of such a child. gang: on how
-    many nodes it runs, 0 for a plain job; main: which of them is the main one.
+    many nodes it runs, 0 for a plain job; main: which of them is the main one. tenant: whose blobs it reads and writes.
     """
 
     id: str
@@ -94,6 +94,7 @@ class Record:
     scheduling_priority: int = 0
     gpu_type: str = ""
     consumables: Mapping[str, int] = field(default_factory=dict)
+    tenant: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """JSON types only."""
@@ -230,6 +231,7 @@ def from_hash(job_id: str, own: Mapping[bytes, bytes], parent: Mapping[bytes, by
         scheduling_priority=int(number("sched") or 0),
         gpu_type=text("gpu_type") or "",
         consumables=json.loads(text("tokens") or "{}"),
+        tenant=text("tenant") or "",
     )
 
 

@@ -189,6 +189,15 @@ class KeyRing:
         """The name of a blob's object in a store: 64 hex digits that tell nothing without this ring."""
         return hmac.new(self._names.secret, b"blob\0" + digest.encode(), hashlib.sha256).hexdigest()
 
+    def of(self, tenant: str) -> KeyRing:
+        """This ring as one tenant's blobs have it: the same keys, and names that no other tenant's have. '' is the
+        yard's own.
+        """
+        if not tenant:
+            return self
+        names = _Key.of(_derive(self._names.secret, b"names of tenant " + tenant.encode(), _SECRET_BYTES))
+        return KeyRing(keys=self._keys, current=self.current, names=names)
+
     def seal(self, data: bytes, about: bytes) -> bytes:
         """Seal a small message. It opens only with the same `about`, such as the id of the job that it belongs to."""
         key = self._keys[self.current]

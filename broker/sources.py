@@ -14,18 +14,22 @@ from .store import Yard
 CHUNK = 500  # records in one round trip
 
 
-def output_of(yard: Yard, job_id: str, name: str) -> Mapping[str, Any]:
-    """{"digest", "size", "kind"} as the job's record has it. Raises InputError, BrokerUnavailable."""
-    return _named(job_id, name, *_look(yard, [job_id])[0])
+def output_of(yard: Yard, job_id: str, name: str, tenant: str) -> Mapping[str, Any]:
+    """{"digest", "size", "kind"} as the job's record has it. tenant: whose job asks; another one's jobs are as if they
+    were not there. Raises InputError, BrokerUnavailable.
+    """
+    return _named(job_id, name, *_look(yard, [job_id], tenant)[0])
 
 
-def size_of(yard: Yard, job_id: str) -> int | None:
+def size_of(yard: Yard, job_id: str, tenant: str) -> int | None:
     """How many children it has; None: it is no array, or is not known. Raises BrokerUnavailable."""
-    found: bytes | None = yard.guard(lambda: yard.redis.hget(keys.job(job_id), "array"))
-    return None if found is None else int(found)
+    found, of = yard.guard(lambda: yard.redis.hmget(keys.job(job_id), "array", "tenant"))
+    return int(found) if found is not None and _is_of(tenant, of) else None
 
 
-def outputs_of(yard: Yard, job_id: str, size: int, name: str, *, some: bool) -> dict[int, Mapping[str, Any]]:
+def outputs_of(
+    yard: Yard, job_id: str, size: int, name: str, tenant: str, *, some: bool
+) -> dict[int, Mapping[str, Any]]:
     """Those of the children of an array, by index. some: only of children that have succeeded.
 
     Raises InputError, BrokerUnavailable.
@@ -33,20 +37,27 @@ def outputs_of(yard: Yard, job_id: str, size: int, name: str, *, some: bool) -> 
     outputs: dict[int, Mapping[str, Any]] = {}
     for at in range(0, size, CHUNK):
         indices = range(at, min(size, at + CHUNK))
-        told = _look(yard, [f"{job_id}:{n}" for n in indices])
+        told = _look(yard, [f"{job_id}:{n}" for n in indices], tenant)
         for n, (state, result) in zip(indices, told, strict=True):
             if state == State.SUCCEEDED or not some:
                 outputs[n] = _named(f"{job_id}:{n}", name, state, result)
     return outputs
 
 
-def _look(yard: Yard, ids: list[str]) -> list[tuple[str, Mapping[str, Any]]]:
-    """State ('' where there is no record) and outputs."""
+def _is_of(tenant: str, told: bytes | None) -> bool:
+    return (told or b"").decode() == tenant
+
+
+def _look(yard: Yard, ids: list[str], tenant: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """State ('' where there is no record of this tenant's) and outputs."""
     pipe = yard.redis.pipeline(transaction=False)
     for job_id in ids:
-        pipe.hmget(keys.job(job_id), "state", "result")
-    found: list[tuple[bytes | None, bytes | None]] = yard.guard(pipe.execute)
-    return [((state or b"").decode(), json.loads(result)["outputs"] if result else {}) for state, result in found]
+        pipe.hmget(keys.job(job_id), "state", "result", "tenant")
+    found: list[tuple[bytes | None, bytes | None, bytes | None]] = yard.guard(pipe.execute)
+    return [
+        ((state or b"").decode(), json.loads(result)["outputs"] if result else {}) if _is_of(tenant, of) else ("", {})
+        for state, result, of in found
+    ]
 
 
 def _named(job_id: str, name: str, state: str, outputs: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -34,7 +34,7 @@ CancelAnswer = Literal["stored", "ended", "cancelled", "running", "stopping"]
 Told = Literal["lost", "cancel", "halt", "go"]
 """What a node hears of a job: its lease is lost; stop it; stop and give up this member of a gang; it may start."""
 KEEP_CANCEL_S = 86400
-MOST_HOLDS = 64  # digests that a claim names
+MOST_HOLDS = 64  # blobs that a claim names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,8 +246,8 @@ class Yard:
     ) -> tuple[bool, list[Claimed]]:
         """(ask again at once, jobs). The same claim_id gets the same answer.
 
-        holds: digests of which this node has copies, the last used first; among equals, a job whose input it is may
-        come first. The first MOST_HOLDS count.
+        holds: names (`KeyRing.name`) of blobs of which this node has copies, the last used first; among equals, a job
+        whose input it is may come first. The first MOST_HOLDS count.
         """
         more, *jobs = self._call(
             "claim",
@@ -512,7 +512,7 @@ def _more(free: Free, holds: Sequence[str]) -> str:
     types = ",".join(f"{kind}:{n}" for kind, n in sorted(free.gpu_types.items()))
     told: dict[str, Any] = {**({"types": types} if types else {})}
     if holds:
-        told["has"] = " ".join(short_hash(digest) for digest in holds[:MOST_HOLDS])
+        told["has"] = " ".join(short_hash(name) for name in holds[:MOST_HOLDS])
     return json.dumps(told) if told else ""
 
 

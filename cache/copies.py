@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -70,15 +71,24 @@ class LocalCopies:
     def counts(self) -> CopyCounts:
         return self._held.counts
 
-    def last_used(self, most: int) -> list[Digest]:
-        """Digests of copies that are here, the last used first, each once."""
+    def of(self, tenant: str) -> LocalCopies:
+        """One tenant's, in the same folders and budgets; no tenant is given, or learns of, a copy of another's."""
+        scoped = copy(self)
+        scoped._blobs = self._blobs.of(tenant)
+        return scoped
+
+    def _key(self, kind: Kind, digest: Digest) -> str:
+        return key_of(kind, self._blobs.name(parse_digest(digest)))
+
+    def last_used(self, most: int) -> list[str]:
+        """Names (`BlobStore.name`) of all tenants' copies that are here, the last used first, each once."""
         keys = self._held.last_used(most)
-        return list(dict.fromkeys(f"sha256:{key.partition('/')[2]}" for key in keys))
+        return list(dict.fromkeys(key.partition("/")[2] for key in keys))
 
     # -- pins
     def pin(self, owner: str, digests: Iterable[Digest]) -> None:
         """Keep copies, here or to come, from eviction until `unpin`. InputError: no digest."""
-        self._held.pin(owner, [key_of(kind, parse_digest(d)) for d in digests for kind in ("file", "tree")])
+        self._held.pin(owner, [self._key(kind, d) for d in digests for kind in ("file", "tree")])
 
     def unpin(self, owner: str) -> None:
         """Undo what was pinned and staged for an owner; fine if that is nothing."""
@@ -101,7 +111,7 @@ class LocalCopies:
                 moved[digest] = fetched_bytes
 
     def is_pinned(self, digest: Digest) -> bool:
-        return any(self._held.is_pinned(key_of(kind, digest)) for kind in ("file", "tree"))
+        return any(self._held.is_pinned(self._key(kind, digest)) for kind in ("file", "tree"))
 
     @contextmanager
     def pinned(self, owner: str, digests: Iterable[Digest]) -> Iterator[None]:
@@ -132,13 +142,11 @@ class LocalCopies:
 
     def _stage(self, blob: Blob | Digest, owner: str) -> Staged:
         if isinstance(blob, Blob):
-            parse_digest(blob.digest)
             staged = self._one(blob.kind, blob.digest, owner)
             if blob.kind == "file" and (size := staged.path.stat().st_size) != blob.size:
                 raise InputError(f"blob {blob.digest} has {size} bytes, not {blob.size}; correct the size")
             return staged
-        parse_digest(blob)
-        if (tree := self._hit(key_of("tree", blob), owner)) is not None:
+        if (tree := self._hit(self._key("tree", blob), owner)) is not None:
             return tree
         file = self._one("file", blob, owner)
         with file.path.open("rb") as opened:
@@ -155,7 +163,7 @@ class LocalCopies:
         return Staged(path=path)
 
     def _one(self, kind: Kind, digest: Digest, owner: str) -> Staged:
-        key = key_of(kind, digest)
+        key = self._key(kind, digest)
         while True:
             with self._guard:
                 if (hit := self._hit(key, owner)) is not None:
@@ -168,7 +176,7 @@ class LocalCopies:
         return self._fly(kind, digest, owner, mine)
 
     def _fly(self, kind: Kind, digest: Digest, owner: str, flight: Future[None]) -> Staged:
-        key = key_of(kind, digest)
+        key = self._key(kind, digest)
         try:
             room, fetched = self._fetch(kind, digest)
         except BaseException as error:
@@ -187,7 +195,7 @@ class LocalCopies:
         """Where the copy is now, and the bytes in it. A folder whose disk others have filled is left out."""
         usable, helped = list(self._held.folders), False
         while True:
-            room = _Room(self._held, key_of(kind, digest), usable, f"blob {digest}")
+            room = _Room(self._held, self._key(kind, digest), usable, f"blob {digest}")
             try:
                 return room, self._fetch_file(digest, room) if kind == "file" else self._fetch_tree(digest, room)
             except DiskFull:
@@ -225,7 +233,7 @@ class LocalCopies:
     # -- copies that others make
     def find(self, kind: Kind, digest: Digest, owner: str) -> Path | None:
         """The copy, pinned for the owner, if it is here."""
-        found = self._hit(key_of(kind, parse_digest(digest)), owner)
+        found = self._hit(self._key(kind, digest), owner)
         if found is None:
             return None
         self._note(owner, digest, None)
@@ -233,7 +241,7 @@ class LocalCopies:
 
     def look(self, kind: Kind, digest: Digest, owner: str) -> bool:
         """Whether the copy is here; if so, it stays until this owner is unpinned. No use of it that is counted."""
-        return self._held.use(key_of(kind, parse_digest(digest)), owner) is not None
+        return self._held.use(self._key(kind, digest), owner) is not None
 
     @contextmanager
     def landing(self, kind: Kind, bytes_: int | None) -> Iterator[Path]:
@@ -268,7 +276,7 @@ class LocalCopies:
         bytes_: what it counts. DiskFull: that is more than was said before, and there is no room for it.
         """
         folder, mark = self._landings[path]
-        key, more = key_of(kind, parse_digest(digest)), f"{mark}+"
+        key, more = self._key(kind, digest), f"{mark}+"
         kept = folder.shelf.get(mark)
         assert kept is not None
         if bytes_ > kept.bytes:
@@ -278,13 +286,14 @@ class LocalCopies:
                 with self._guard:
                     flight = self._flights.get(key)
                     if flight is None:
-                        return self._adopted(folder, mark, Entry(key=key, bytes=bytes_, used=0), path, owner)
+                        entry = Entry(key=key, bytes=bytes_, used=0)
+                        return self._adopted(folder, mark, entry, path, digest, owner)
                 with suppress(Exception):
                     flight.result()
         finally:
             self._held.release(folder, more)
 
-    def _adopted(self, folder: Folder, mark: str, entry: Entry, path: Path, owner: str) -> Path:
+    def _adopted(self, folder: Folder, mark: str, entry: Entry, path: Path, digest: Digest, owner: str) -> Path:
         if (there := self._held.use(entry.key, owner)) is not None:
             return there
         folder.name(entry.key, path)
@@ -293,7 +302,7 @@ class LocalCopies:
         placed = folder.path(entry.key)
         fetched = entry.bytes if placed.is_dir() else placed.stat().st_size
         self._held.count(misses=1, fetched_bytes=fetched)
-        self._note(owner, f"sha256:{placed.name}", fetched)
+        self._note(owner, digest, fetched)
         return placed
 
 

@@ -25,6 +25,10 @@ class Door:
     def __init__(self, blobs: BlobStore) -> None:
         self._blobs = blobs
 
+    def of(self, tenant: str) -> Door:
+        """One tenant's files and directories."""
+        return Door(self._blobs.of(tenant))
+
     def put(self, path: Path, *, on_bytes: OnBytes | None = None) -> dict[str, Any]:
         """Keep a file or directory, durable when it returns. InputError, OutputError, IntegrityError, DiskFull."""
         blob = put_tree(self._blobs, path, on_bytes) if path.is_dir() else self._blobs.put_file(path, on_bytes)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from batchyard.broker.errors import InvalidConfig
 
-from .digest import Digest, Kind
+from .digest import Kind
 from .index import this_boot
 from .manifest import Entry as TreeEntry
 from .manifest import File
@@ -35,9 +35,9 @@ from .tree import remove_tree
 _KINDS = ("file", "tree")
 
 
-def key_of(kind: Kind, digest: Digest) -> str:
-    """`file/<hex>` or `tree/<hex>`: what a copy is called in a folder and in the index."""
-    return f"{kind}/{digest.removeprefix('sha256:')}"
+def key_of(kind: Kind, name: str) -> str:
+    """`file/<hex>` or `tree/<hex>`: what a copy is called in a folder and in the index. name: `BlobStore.name`."""
+    return f"{kind}/{name}"
 
 
 def tree_charge(entries: Iterable[TreeEntry]) -> int:

@@ -12,6 +12,7 @@ import secrets
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,6 +60,16 @@ class Wanted:
         return parse_s3(self.uri) if self.uri.startswith("s3://") else None
 
 
+@dataclass(slots=True)
+class Counts:
+    """Since start. bytes_moved: content that came from elsewhere. unchanged: inputs that were asked for, and were here
+    already.
+    """
+
+    bytes_moved: int = 0
+    unchanged: int = 0
+
+
 class RemoteInputs:
     """One node's. Share it between threads. most_bytes: of one file, or of all in a directory."""
 
@@ -66,13 +77,17 @@ class RemoteInputs:
         self, copies: LocalCopies, known: KnownRemotes, web: Web, *, most_bytes: int = DEFAULT_MOST_BYTES
     ) -> None:
         self._copies, self._known, self._web, self._most = copies, known, web, most_bytes
+        self._tenant = ""
         self._buckets = Buckets(InputError)
         self._guard = threading.Lock()
         self._flights: dict[str, tuple[threading.Lock, int]] = {}
-        self.bytes_moved = 0
-        """content that came from elsewhere since start"""
-        self.unchanged = 0
-        """inputs that were asked for, and were here already"""
+        self.counts = Counts()
+
+    def of(self, tenant: str) -> RemoteInputs:
+        """One tenant's: what another one has fetched, by whatever keys, is not known to it."""
+        scoped = copy(self)
+        scoped._copies, scoped._tenant = self._copies.of(tenant), tenant
+        return scoped
 
     def stage(
         self, wanted: Wanted, owner: str, *, stopped: Stopped = lambda: False, say: Say = lambda text: None
@@ -86,7 +101,7 @@ class RemoteInputs:
         kind: Kind = "tree" if place is not None and place.is_directory else "file"
         if wanted.digest is not None and (path := self._copies.find(kind, wanted.digest, owner)) is not None:
             return _sized(path, wanted)
-        name = name_of(resource_of(wanted.uri), wanted.secret, wanted.access)
+        name = name_of(resource_of(wanted.uri), wanted.secret, wanted.access, self._tenant)
         with self._alone(name, shown(wanted.uri), stopped):
             known = self._known.get(name)
             say(f"fetches {shown(wanted.uri)}")
@@ -186,7 +201,7 @@ class RemoteInputs:
         if path is None:  # pinned, and yet removed by somebody else
             raise StoreUnavailable(f"the copy of {shown(visit.wanted.uri)} has gone meanwhile; it is fetched anew")
         with self._guard:
-            self.unchanged += 1
+            self.counts.unchanged += 1
         return path
 
     def _note(self, visit: _Visit, digest: Digest, size: int, validator: str | None) -> None:
@@ -195,7 +210,7 @@ class RemoteInputs:
         else:
             self._known.forget(visit.name)
         with self._guard:
-            self.bytes_moved += size
+            self.counts.bytes_moved += size
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,10 +33,12 @@ class Known:
     digest: Digest
 
 
-def name_of(uri: str, secret: str | None, access: S3Access | None) -> str:
-    """The key of a URI as one job may read it: by another's keys, or at another endpoint, it is something else."""
+def name_of(uri: str, secret: str | None, access: S3Access | None, tenant: str = "") -> str:
+    """The key of a URI as one job may read it: by another's keys, for another tenant, or at another endpoint, it is
+    something else.
+    """
     asked_as = (access.endpoint_url or "", access.access_key or "") if access else ("", "")
-    return hashlib.sha256("\0".join((uri, secret or "", *asked_as)).encode()).hexdigest()
+    return hashlib.sha256("\0".join((uri, secret or "", *asked_as, tenant)).encode()).hexdigest()
 
 
 class KnownRemotes:

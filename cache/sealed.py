@@ -14,6 +14,7 @@ import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
@@ -72,8 +73,18 @@ class BlobStore:
     """What the rest of the yard uses. May be shared by threads, and by processes if the store may."""
 
     def __init__(self, store: Store, ring: KeyRing) -> None:
-        self._store, self._ring = store, ring
+        self._store, self._ring, self._yard_ring = store, ring, ring
         self.counters = Counters()
+
+    def of(self, tenant: str) -> BlobStore:
+        """What one tenant put and made, in the same store; the counters are shared. '' is the yard's own."""
+        scoped = copy(self)
+        scoped._ring = self._yard_ring.of(tenant)
+        return scoped
+
+    def name(self, digest: Digest) -> str:
+        """What the blob is called wherever tenants share a place: 64 hex digits, another tenant's are others."""
+        return self._ring.name(digest)
 
     def put_file(self, path: Path, on_bytes: OnBytes | None = None) -> Blob:
         """Keep a file's content, durable when it returns. InputError: not a readable file. IntegrityError: the file

@@ -270,7 +270,7 @@ class Execution:
         binds = self._tools.stage.binds(
             self._job,
             self.folder.name,
-            sources=look_up(self._tools.yard, self._job, self._claimed),
+            sources=look_up(self._tools.yard, self._job, self._claimed, self._tools.tenant),
             stopped=lambda: self._stop is not None,
             say=lambda text: self._say(capture, text),
         )

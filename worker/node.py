@@ -260,7 +260,8 @@ class Node:
         if allocation is None:
             self._return(claimed)
             return
-        run = Run(self.tools, claimed, document, job, allocation, container.id if container else None)
+        tools = self.tools.of(document.tenant)
+        run = Run(tools, claimed, document, job, allocation, container.id if container else None)
         with self._lock:
             self.runs[claimed.id] = run
         for what, text in _told(claimed):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
@@ -31,6 +31,11 @@ class Stage:
     allowed_roots: Sequence[Path]
     remote: RemoteInputs | None = None
     secrets: Path | None = None
+
+    def of(self, tenant: str, secrets: Path | None) -> Stage:
+        """One tenant's inputs, with its own secrets."""
+        remote = self.remote.of(tenant) if self.remote is not None else None
+        return replace(self, copies=self.copies.of(tenant), remote=remote, secrets=secrets)
 
     def binds(
         self,

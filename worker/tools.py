@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from batchyard.broker.config import Config
 from batchyard.broker.followups import Followups
@@ -21,7 +21,9 @@ from .staging import Stage
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tools:
-    """hostname: the node's name among Celery workers. yard_id: the yard's name on containers."""
+    """hostname: the node's name among Celery workers. yard_id: the yard's name on containers. tenant: whose blobs and
+    secrets these are; '' for the yard's own.
+    """
 
     yard: Yard
     yard_id: str
@@ -37,3 +39,12 @@ class Tools:
     live: LiveShipper
     reporter: Reporter
     levels: Levels | None = None
+    tenant: str = ""
+
+    def of(self, tenant: str) -> Tools:
+        """For an attempt of one tenant's job: its blobs, its copies of inputs, its secrets, and no other's."""
+        if not tenant:
+            return self
+        secrets = self.options.secrets / tenant if self.options.secrets else None
+        stage, blobs = self.stage.of(tenant, secrets), self.blobs.of(tenant)
+        return replace(self, tenant=tenant, blobs=blobs, stage=stage, options=replace(self.options, secrets=secrets))

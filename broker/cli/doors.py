@@ -37,6 +37,9 @@ def examples(*lines: str) -> str:
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+tenant_option = click.option(
+    "--tenant", default="", metavar="NAME", help="Whose blobs: the tenant of a queue.  [default: the yard's own]"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

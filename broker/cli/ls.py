@@ -10,7 +10,7 @@ import click
 from ..errors import NotFound
 from . import show
 from .complete import job_ids
-from .doors import Doors, examples, json_option, print_json, yard_options
+from .doors import Doors, examples, json_option, print_json, tenant_option, yard_options
 from .look import list_options, print_children, print_jobs
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ _SIGNS = {"directory": "d", "symlink": "l", "file": "-"}
 @click.option("--array", metavar="ID", shell_complete=job_ids, help="List the children of this array, by index.")
 @click.option("--from", "start", metavar="INDEX", type=click.IntRange(0), default=0, help="The first child.")
 @list_options
+@tenant_option
 @json_option
 @yard_options
 def ls(
@@ -44,6 +45,7 @@ def ls(
     start: int,
     limit: int,
     states: Sequence[str],
+    tenant: str,
     as_json: bool,
 ) -> None:
     """List the newest jobs, a job's outputs (ID), an array's children (--array), or what is in a blob (sha256:… or
@@ -64,7 +66,8 @@ def ls(
         if record is not None:
             _print_outputs(record, as_json=as_json)
             return
-        blob = client.look(client.digest(what))
+        digest, owner = client.named(what, tenant)
+        blob = client.look(digest, tenant=owner)
     print_json(blob) if as_json else _print_blob(blob, long_=long_)
 
 

@@ -259,11 +259,11 @@ class _Send:
         """What would be sent."""
         return {**self.job, **{k: v for k, v in self.how.items() if v is not None}}
 
-    def send(self, client: Client, kept: Mapping[Path, dict[str, Any]]) -> str:
-        """The job's id. kept: the blobs of its files, by path."""
+    def send(self, client: Client, kept: Mapping[tuple[Path, str], dict[str, Any]], tenant: str) -> str:
+        """The job's id. kept: the blobs of its files, by path and tenant."""
         job = dict(self.job)
         if self.files:
-            job["inputs"] = {**job["inputs"], **{path: kept[file] for path, file in self.files.items()}}
+            job["inputs"] = {**job["inputs"], **{path: kept[file, tenant] for path, file in self.files.items()}}
         how = self.how
         return client.submit(job, queue=how["queue"], priority=how["priority"], countdown=how.get("countdown_s"),
                              expires=how.get("expires_s"))  # fmt: skip
@@ -272,11 +272,13 @@ class _Send:
 def _send_all(client: Client, sends: Sequence[_Send], *, as_json: bool, err: bool) -> list[str]:
     """Ids in order, once all files are put. Printed as they come: it is seen which were sent. err: on stderr."""
     ids: list[str] = []
-    files = dict.fromkeys(file for send in sends for file in send.files.values())
-    kept = {file: _put(client, file, as_json=as_json) for file in files}
+    config = client.yard.config()
+    tenants = [config.tenant_of(send.how["queue"]) for send in sends]
+    files = [(file, tenant) for send, tenant in zip(sends, tenants, strict=True) for file in send.files.values()]
+    kept = {one: _put(client, *one, as_json=as_json) for one in dict.fromkeys(files)}
     try:
-        for send in sends:
-            ids.append(send.send(client, kept))
+        for send, tenant in zip(sends, tenants, strict=True):
+            ids.append(send.send(client, kept, tenant))
             if err or not as_json:
                 click.echo(ids[-1], err=err)
     except Exception:
@@ -289,11 +291,11 @@ def _send_all(client: Client, sends: Sequence[_Send], *, as_json: bool, err: boo
     return ids
 
 
-def _put(client: Client, file: Path, *, as_json: bool) -> dict[str, Any]:
+def _put(client: Client, file: Path, tenant: str, *, as_json: bool) -> dict[str, Any]:
     shown = progress.wanted(as_json=as_json)
     total = progress.content_bytes(file) if shown else None
     with progress.transfer(f"put {file.name}", total, shown=shown) as on_bytes:
-        return client.put(file, on_bytes=on_bytes)
+        return client.put(file, tenant=tenant, on_bytes=on_bytes)
 
 
 def described(job: Mapping[str, Any], fields: Mapping[str, Any], command: Sequence[str]) -> dict[str, Any]:

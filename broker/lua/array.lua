@@ -7,7 +7,7 @@
 local SPAWNED, TOLD, KEPT = 64, 40, 128        -- children in one call
 
 local COPIED = {'queue', 'mc', 'mem', 'gpu', 'disk', 'priority', 'infra', 'share', 'sched', 'tokens', 'def', 'gpu_type', 'in',
-  'od'}
+  'od', 'tenant'}
 
 local function copied(parent)
   local values, fields = redis.call('HMGET', K.job(parent), unpack(COPIED)), {}

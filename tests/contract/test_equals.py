@@ -53,8 +53,8 @@ def test_what_one_call_hands_out_it_does_not_hand_out_again_by_type(yard: Yard) 
 def test_of_the_first_eight_one_whose_inputs_the_node_has_goes_first(yard: Yard) -> None:
     for n in range(12):
         put(yard, f"j{n}", in_=f"{ELSEWHERE} {HERE if n in (5, 10) else ELSEWHERE}")
-    assert ids(claim(yard, holds=["sha256:" + HERE + "0" * 56])) == ["j5"]
-    assert ids(claim(yard, holds=["sha256:" + HERE + "0" * 56])) == ["j0"]  # j10 is the tenth
+    assert ids(claim(yard, holds=[HERE + "0" * 56])) == ["j5"]
+    assert ids(claim(yard, holds=[HERE + "0" * 56])) == ["j0"]  # j10 is the tenth
     assert ids(claim(yard)) == ["j1"]
 
 

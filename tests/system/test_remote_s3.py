@@ -117,7 +117,7 @@ def test_an_object_moves_once_until_it_changes(place: Place, inputs: RemoteInput
     first = inputs.stage(wanted(place, key), "a")
     assert first.read_bytes() == DATA
     assert inputs.stage(wanted(place, key), "b") == first
-    assert (inputs.bytes_moved, inputs.unchanged) == (len(DATA), 1)
+    assert (inputs.counts.bytes_moved, inputs.counts.unchanged) == (len(DATA), 1)
     place.put_at(key, b"new")
     assert inputs.stage(wanted(place, key), "a").read_bytes() == b"new"
 
@@ -144,7 +144,7 @@ def test_a_prefix_is_a_directory_and_moves_once_until_something_in_it_changes(
     assert found == {"a": b"a", "sub/b": b"sub/b", "sub/deep/c": b"sub/deep/c"}
     assert all(p.stat().st_mode & 0o777 == (0o555 if p.is_dir() else 0o444) for p in (top, *top.rglob("*")))
     assert inputs.stage(wanted(place, "in/"), "b") == top
-    assert (inputs.bytes_moved, inputs.unchanged) == (16, 1)
+    assert (inputs.counts.bytes_moved, inputs.counts.unchanged) == (16, 1)
     place.put_at("in/sub/b", b"changed")
     again = inputs.stage(wanted(place, "in/"), "a")
     assert (again / "sub/b").read_bytes() == b"changed"

@@ -75,7 +75,7 @@ def test_a_file_is_fetched_once_and_asked_for_by_its_tag_again(site: Website, in
     assert first.stat().st_mode & 0o777 == 0o444
     assert inputs.stage(wanted(site, "/data"), "b") == first
     assert [headers.get("if-none-match") for _, _, headers in site.asked] == [None, '"1"']
-    assert (site.bytes_sent, inputs.bytes_moved, inputs.unchanged) == (len(DATA), len(DATA), 1)
+    assert (site.bytes_sent, inputs.counts.bytes_moved, inputs.counts.unchanged) == (len(DATA), len(DATA), 1)
 
 
 def test_what_has_changed_is_fetched_anew(site: Website, inputs: RemoteInputs) -> None:
@@ -167,7 +167,7 @@ def test_what_was_known_before_a_restart_is_known_after_it(
     inputs.stage(wanted(site, "/data?signature=SECRET"), "a")
     again = RemoteInputs(copies, KnownRemotes(tmp_path / "known"), Web(["localhost"]))
     again.stage(wanted(site, "/data?signature=SECRET"), "a")
-    assert again.unchanged == 1
+    assert again.counts.unchanged == 1
     assert b"SECRET" not in b"".join(path.read_bytes() for path in tmp_path.glob("known*"))
 
 
@@ -180,7 +180,7 @@ def test_a_damaged_note_of_what_was_known_costs_one_transfer(
     site.pages["/data"] = Page(body=DATA, etag='"1"')
     for _ in range(3):
         assert inputs.stage(wanted(site, "/data"), "a").read_bytes() == DATA
-    assert inputs.unchanged >= 1
+    assert inputs.counts.unchanged >= 1
 
 
 def test_threads_that_want_the_same_share_one_transfer(site: Website, inputs: RemoteInputs) -> None:
@@ -210,7 +210,7 @@ def test_threads_that_want_the_same_share_one_transfer(site: Website, inputs: Re
         thread.join(20)
     assert len(set(found)) == 1
     assert len(found) == 4
-    assert inputs.bytes_moved == len(DATA)
+    assert inputs.counts.bytes_moved == len(DATA)
 
 
 def test_bytes_are_taken_as_they_are_sent(site: Website, inputs: RemoteInputs) -> None:
@@ -369,7 +369,7 @@ def test_redirects_are_followed_to_hosts_that_may_be_asked(site: Website, inputs
     site.pages["/d"] = Page(body=DATA, etag='"1"')
     assert inputs.stage(wanted(site, "/a"), "a").read_bytes() == DATA
     inputs.stage(wanted(site, "/a"), "a")
-    assert inputs.unchanged == 1
+    assert inputs.counts.unchanged == 1
     assert [headers.get("if-none-match") for _, path, headers in site.asked if path != "/d"] == [None] * 6
 
 

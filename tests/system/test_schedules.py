@@ -121,7 +121,7 @@ def test_a_schedule_of_a_definition_runs_in_a_container_and_knows_its_time(tmp_p
                   if job_id_of(yard.ring, "pulse", at * 1000) == record.id]  # fmt: skip
         moment = datetime.fromtimestamp(due, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         with Client(yard.url, key_file=yard.key_file, blobs=LazyBlobs(str(yard.blobs), yard.key_file)) as reader:
-            reader.get(reader.digest(f"{record.id}:o"), tmp_path / "o")
+            reader.get(reader.named(f"{record.id}:o")[0], tmp_path / "o")
         assert (tmp_path / "o").read_text() == f"pulse {moment} of-the-definition\n"
         until(lambda: all(r.state.ended for r in yard.store.recent(100)), "all have ended", timeout_s=20)
         yard.nothing_left()

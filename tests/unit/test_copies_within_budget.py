@@ -81,8 +81,8 @@ def test_what_was_used_last_is_told_without_what_is_gone(node: Node, blobs: Blob
     one, two, three, four = (blob(blobs, n) for n in range(4))
     copies = node.start(3)
     in_turn(copies, one, two, three, one, four)
-    assert copies.last_used(2) == [four.digest, one.digest]
-    assert copies.last_used(9) == [four.digest, one.digest, three.digest]
+    assert copies.last_used(2) == [copies.blobs.name(blob.digest) for blob in (four, one)]
+    assert copies.last_used(9) == [copies.blobs.name(blob.digest) for blob in (four, one, three)]
 
 
 def test_a_tree_counts_each_thing_in_it(node: Node, blobs: BlobStore, tmp_path: Path) -> None:
