@@ -19,11 +19,11 @@ _MOST_BYTES = 4096
 
 def store_id(store: Store, ring: KeyRing, *, make: bool = False) -> str | None:
     """The id; make: give it one if it has none. None: it has none. IntegrityError: what is there does not open."""
-    name = ring.name(_ABOUT)
+    name = ring.yard_name(_ABOUT)
     if store.stat(name) is None:
         if not make:
             return None
-        sealed = ring.seal(secrets.token_hex(16).encode(), _ABOUT.encode())
+        sealed = ring.seal(secrets.token_hex(16).encode(), _ABOUT.encode(), lasting=True)
         store.put_if_absent(name, io.BytesIO(sealed), len(sealed))  # what counts is what is read then
     try:
         with store.get(name) as reader:
@@ -33,6 +33,6 @@ def store_id(store: Store, ring: KeyRing, *, make: bool = False) -> str | None:
     except NotFound:
         return None
     try:
-        return ring.open(bytes(found[:size]), _ABOUT.encode()).decode()
+        return ring.open(bytes(found[:size]), _ABOUT.encode(), lasting=True).decode()
     except UnicodeDecodeError:
         raise IntegrityError("the id of the store is no text") from None

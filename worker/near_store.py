@@ -17,7 +17,7 @@ _ABOUT = "mark of a near store"
 
 def mark_of(ring: KeyRing) -> str:
     """The name of the small object that says that a store is a node's near one."""
-    return ring.name(_ABOUT)
+    return ring.yard_name(_ABOUT)
 
 
 def open_near_store(spec: str, ring: KeyRing, known: Container[str], *, durable: str) -> Store:
@@ -36,7 +36,7 @@ def open_near_store(spec: str, ring: KeyRing, known: Container[str], *, durable:
             raise InvalidConfig(
                 f'"{spec}" holds objects that no node\'s near store put there; give --near an empty place'
             )
-        sealed = ring.seal(b"near", _ABOUT.encode())
+        sealed = ring.seal(b"near", _ABOUT.encode(), lasting=True)
         store.put_if_absent(mark, io.BytesIO(sealed), len(sealed))
     return store_at(spec, create=True, sweep_after_s=0)
 

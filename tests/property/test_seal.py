@@ -6,15 +6,16 @@ import hashlib
 import io
 import zlib
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from batchyard.broker.errors import IntegrityError
-from batchyard.broker.seal import KeyRing
+from batchyard.broker.seal import HEADER_BYTES, KeyRing
 
 RING = KeyRing.new()
-HEAD = 73
-HEAD_CRC = 69
+HEAD = HEADER_BYTES
+HEAD_CRC = HEADER_BYTES - 4
 
 
 def digest_of(data: bytes) -> str:
@@ -84,6 +85,29 @@ def test_pieces_of_two_streams_of_the_same_blob_do_not_mix(data: bytes, draw: st
     cut = draw.draw(st.integers(1, len(one) - 1))
     mixed = one[:cut] + two[cut:]
     assert opens_to(mixed, data) == (mixed in (one, two))
+
+
+@given(st.binary(min_size=65, max_size=300), st.data())
+def test_the_header_of_another_stream_of_the_same_blob_opens_no_chunk(data: bytes, draw: st.DataObject) -> None:
+    one, two = sealed(data), bytearray(sealed(data))
+    two[:HEAD] = one[:HEAD]
+    assert not opens_to(bytes(two), data)
+    later = RING.rotated()  # nor does a wrap that was made for another stream
+    mixed = later.rewrapped(one[:HEAD], RING.name(digest_of(data))) + sealed(data)[HEAD:]
+    with pytest.raises(IntegrityError):
+        later.opening(io.BytesIO(mixed), digest_of(data))
+
+
+@given(datas, st.data(), st.integers(1, 255))
+def test_any_changed_byte_of_a_rewrapped_header_is_refused(data: bytes, draw: st.DataObject, mask: int) -> None:
+    later, name = RING.rotated(), RING.name(digest_of(data))
+    header = bytearray(later.rewrapped(sealed(data)[:HEAD], name))
+    assert later.digest_in(bytes(header), name) == digest_of(data)
+    header[draw.draw(st.integers(0, HEAD_CRC - 1))] ^= mask
+    for crc in (header[HEAD_CRC:], zlib.crc32(header[:HEAD_CRC]).to_bytes(4, "big")):
+        header[HEAD_CRC:] = crc
+        with pytest.raises(IntegrityError):
+            later.digest_in(bytes(header), name)
 
 
 @given(st.binary(max_size=500))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from batchyard.broker.errors import IntegrityError, InvalidConfig
-from batchyard.broker.seal import CHUNK_BYTES, KeyRing, SealUnknown, Witness
+from batchyard.broker.seal import CHUNK_BYTES, HEADER_BYTES, KeyRing, SealUnknown, Witness
 
 
 def digest_of(data: bytes) -> str:
@@ -156,6 +156,15 @@ def test_a_message_under_a_missing_key_names_the_key() -> None:
         ring.open(later.seal(b"spec", b"job-1"), b"job-1")
 
 
+def test_a_lasting_message_opens_after_a_rotation_and_passes_for_no_other_one() -> None:
+    ring = KeyRing.new()
+    message = ring.seal(b"id", b"a", lasting=True)
+    assert ring.rotated().open(message, b"a", lasting=True) == b"id"
+    for sealed_so, lasting in ((True, False), (False, True)):
+        with pytest.raises(SealUnknown):
+            ring.open(ring.seal(b"id", b"a", lasting=sealed_so), b"a", lasting=lasting)
+
+
 def test_two_seals_of_one_message_differ() -> None:
     ring = KeyRing.new()
     assert ring.seal(b"spec", b"a") != ring.seal(b"spec", b"a")
@@ -186,9 +195,59 @@ def test_the_size_is_authentic_before_the_first_read() -> None:
 
 def test_a_swapped_blob_is_refused() -> None:
     ring = KeyRing.new()
-    stream = sealed(ring, b"a" * 100)
+    one, two = sealed(ring, b"a" * 100), sealed(ring, b"b" * 100)
+    with pytest.raises(IntegrityError, match="or is another object"):
+        opened(ring, one, digest_of(b"b" * 100))
     with pytest.raises(IntegrityError, match="does not open at chunk 0"):
+        opened(ring, two[:HEADER_BYTES] + one[HEADER_BYTES:], digest_of(b"b" * 100))
+
+
+def test_a_blob_under_another_ones_name_is_refused_though_all_of_it_opens() -> None:
+    class OneName(KeyRing):
+        def name(self, digest: str) -> str:
+            return "0" * 64
+
+    ring = OneName.new()
+    stream = sealed(ring, b"a" * 100)
+    assert opened(ring, stream, digest_of(b"a" * 100)) == b"a" * 100
+    with pytest.raises(IntegrityError, match=f"is another blob, {digest_of(b'a' * 100)}"):
         opened(ring, stream, digest_of(b"b" * 100))
+
+
+def test_an_object_tells_its_digest_to_who_knows_its_name_and_has_the_key() -> None:
+    ring, data = KeyRing.new(), os.urandom(300)
+    stream, digest = sealed(ring, data), digest_of(data)
+    name = ring.name(digest)
+    opening = ring.opening_of(io.BytesIO(stream), name)
+    assert (opening.digest, opening.size, opening.read()) == (digest, 300, data)
+    assert ring.digest_in(stream[:HEADER_BYTES], name) == digest
+    with pytest.raises(IntegrityError, match="or is another object"):
+        ring.digest_in(stream[:HEADER_BYTES], ring.name(digest_of(b"other")))
+    with pytest.raises(IntegrityError, match="cut short"):
+        ring.digest_in(stream[: HEADER_BYTES - 1], name)
+    with pytest.raises(SealUnknown, match=ring.current):
+        KeyRing.new().digest_in(stream[:HEADER_BYTES], name)
+    assert bytes.fromhex(digest[7:39]) not in stream
+
+
+def test_a_new_wrap_opens_the_same_chunks_under_the_new_key_alone(tmp_path: Path) -> None:
+    old, data = KeyRing.create(tmp_path / "keys"), os.urandom(300)
+    stream, digest = sealed(old, data), digest_of(data)
+    both = KeyRing.rotate(tmp_path / "keys")
+    header = both.rewrapped(stream[:HEADER_BYTES], old.name(digest))
+    kept = json.loads((tmp_path / "keys").read_text())
+    del kept["keys"][old.current]
+    (tmp_path / "keys").write_text(json.dumps(kept))
+    new = KeyRing.load(tmp_path / "keys")
+    assert new.ids == (both.current,)
+    assert opened(new, header + stream[HEADER_BYTES:], digest) == data
+    with pytest.raises(SealUnknown, match=old.current):
+        opened(new, stream, digest)
+    found = new.opening(io.BytesIO(stream), digest, lambda name, head: header)
+    assert found.read() == data
+    assert new.rewrapped(stream[:HEADER_BYTES], old.name(digest), lambda name, head: header)[:21] == stream[:21]
+    with pytest.raises(SealUnknown, match="put again since"):
+        new.opening(io.BytesIO(sealed(old, data)), digest, lambda name, head: header)
 
 
 def test_reordered_chunks_are_refused() -> None:
@@ -233,7 +292,7 @@ def test_bytes_that_changed_since_they_were_hashed_never_make_a_whole_stream(now
 def test_a_size_that_was_forged_into_the_header_allocates_and_gives_nothing() -> None:
     ring = KeyRing.new()
     stream = bytearray(sealed(ring, b"data"))
-    stream[14:22] = (1 << 40).to_bytes(8, "big")
+    stream[6:14] = (1 << 40).to_bytes(8, "big")
     with pytest.raises(IntegrityError, match="damaged header"):
         opened(ring, bytes(stream), digest_of(b"data"))
 
