@@ -22,7 +22,7 @@ from .digest import Blob, Digest, Kind, parse_digest
 from .folder import Folder, key_of, tree_charge
 from .held import CopyCounts, Held
 from .index import Index
-from .manifest import File, is_manifest
+from .manifest import is_manifest
 from .newfile import PREFIX
 from .sealed import BlobStore
 from .shelf import Entry, charge
@@ -218,17 +218,17 @@ class LocalCopies:
         return room.path.stat().st_size
 
     def _fetch_tree(self, digest: Digest, room: _Room) -> int:
-        entries = read_tree(self._blobs, digest)
-        path = room.take(tree_charge(entries))
+        tree = read_tree(self._blobs, digest)
+        path = room.take(tree_charge(tree.entries))
         building = path.with_name(f"{PREFIX}{path.name}")
         try:
-            build_tree(self._blobs, entries, building)
+            build_tree(self._blobs, tree, building)
             room.folder.name(room.key, building)
         except BaseException:
             with suppress(OSError):
                 remove_tree(building)
             raise
-        return sum(entry.size for entry in entries if isinstance(entry, File))
+        return tree.size
 
     # -- copies that others make
     def find(self, kind: Kind, digest: Digest, owner: str) -> Path | None:

@@ -25,9 +25,10 @@ from batchyard.broker.uri import MOST_KEY_BYTES, S3Uri
 
 from .beneath import looked_at, reading
 from .digest import Blob, Digest
-from .manifest import MOST_BYTES, MOST_ENTRIES, File, Symlink, decode
+from .manifest import MOST_ENTRIES, File, Symlink
 from .remote_object import OWN_FOLDER
 from .sealed import BlobStore
+from .tree import read_tree
 
 if TYPE_CHECKING:
     from .remote_bucket import Bucket
@@ -115,7 +116,7 @@ class Delivery:
         if blob.kind == "file":
             yield self._piece(top, blob.digest, blob.size, 0, self.target.key)
             return
-        for number, entry in enumerate(decode(blobs.read_bytes(blob.digest, MOST_BYTES), blob.digest)):
+        for number, entry in enumerate(read_tree(blobs, blob.digest).entries):
             if isinstance(entry, Symlink):
                 raise OutputError(f"{entry.path[:200]!r} is a symlink, which a bucket does not have; write a file")
             if isinstance(entry, File):

@@ -10,10 +10,10 @@ from batchyard.broker.blobs import Lines
 from batchyard.broker.errors import InputError
 from batchyard.broker.seal import KeyRing
 
-from .manifest import MOST_BYTES, Directory, Entry, File, Symlink, decode, is_manifest
+from .manifest import Directory, Entry, File, Symlink, is_manifest
 from .place import store_at
 from .sealed import BlobStore, OnBytes
-from .tree import fetch_tree, put_tree
+from .tree import fetch_tree, put_tree, read_tree
 
 _HEAD_BYTES = 64
 _FILE_MODE = 0o644
@@ -54,9 +54,9 @@ class Door:
             tree, size = is_manifest(stream.read(_HEAD_BYTES)), stream.raw.size
         if not tree:
             return {"digest": digest, "kind": "file", "size": size, "entries": []}
-        entries = decode(self._blobs.read_bytes(digest, MOST_BYTES), digest)
-        size = sum(entry.size for entry in entries if isinstance(entry, File))
-        return {"digest": digest, "kind": "tree", "size": size, "entries": [_shown(entry) for entry in entries]}
+        found = read_tree(self._blobs, digest)
+        entries = [_shown(entry) for entry in found.entries]
+        return {"digest": digest, "kind": "tree", "size": found.size, "entries": entries}
 
     def open(self, digest: str) -> AbstractContextManager[Lines]:
         """The blob as a stream; IntegrityError at its end if it is not whole."""

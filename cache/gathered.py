@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from batchyard.broker.errors import InputError
 
 from .copies import LocalCopies
-from .digest import Blob, digest_of
+from .digest import Blob, Digest, digest_of
 from .folder import tree_charge
-from .manifest import BadEntry, Directory, Entry, File, Symlink, encode
+from .manifest import BadEntry, Directory, Entry, File, Symlink, Tree, check, in_order
+from .packs import Pack, Place
 from .tree import build_tree, read_tree
 
 AT_ONCE = 8
@@ -22,33 +25,59 @@ def stage_gathered(
     """The directory, pinned for the owner: a folder for each member by its key, in it a file `name`, or what is in a
     tree. Raises InputError, and what staging a tree raises.
     """
-    entries: list[Entry] = []
+    digest = _identity(members, name)
+    if (found := copies.find("tree", digest, owner)) is not None:
+        return found
+    gathering = _Gathering()
     for folder, blob in members.items():
         if stopped():
             raise InputError("it was not staged: the job was told to stop")
-        entries.append(Directory(path=folder))
         if blob.kind == "file":
-            entries.append(File(path=f"{folder}/{name}", digest=blob.digest, size=blob.size, executable=False))
+            gathering.add_file(folder, name, blob)
         else:
-            entries += [_below(folder, entry) for entry in read_tree(copies.blobs, blob.digest)]
-    try:
-        manifest = encode(entries)
-    except BadEntry as error:
-        raise InputError(f"the outputs together cannot be a directory: {error}") from None
-    digest, charged = digest_of(manifest), tree_charge(entries)
-    if (found := copies.find("tree", digest, owner)) is not None:
-        return found
+            gathering.add_tree(folder, read_tree(copies.blobs, blob.digest))
+    tree = gathering.tree()
+    charged = tree_charge(tree.entries)
     with copies.landing("tree", charged) as path:
-        build_tree(copies.blobs, tuple(entries), path, at_once=AT_ONCE, stopped=stopped)
+        build_tree(copies.blobs, tree, path, at_once=AT_ONCE, stopped=stopped)
         return copies.adopt("tree", digest, path, charged, owner)
 
 
-def _below(folder: str, entry: Entry) -> Entry:
-    path = f"{folder}/{entry.path}"
-    match entry:
-        case Directory():
-            return Directory(path=path)
-        case File():
-            return File(path=path, digest=entry.digest, size=entry.size, executable=entry.executable)
-        case Symlink():
-            return Symlink(path=path, target=entry.target)
+def _identity(members: Mapping[str, Blob], name: str) -> Digest:
+    """What such a directory is kept by: its members' digests say all that is in it. No manifest has these bytes."""
+    listed = {folder: [blob.kind, blob.digest, blob.size] for folder, blob in members.items()}
+    return digest_of(json.dumps({"batchyard_gathered": 1, "name": name, "members": listed}, sort_keys=True).encode())
+
+
+class _Gathering:
+    """Entries of several trees as one. A pack that more than one of them has is one: it is fetched once."""
+
+    def __init__(self) -> None:
+        self._entries: list[Entry] = []
+        self._packs: dict[Pack, int] = {}
+
+    def add_file(self, folder: str, name: str, blob: Blob) -> None:
+        self._entries += [Directory(path=folder), File(path=f"{folder}/{name}", digest=blob.digest, size=blob.size)]
+
+    def add_tree(self, folder: str, tree: Tree) -> None:
+        numbers = [self._packs.setdefault(pack, len(self._packs)) for pack in tree.packs]
+        self._entries.append(Directory(path=folder))
+        for entry in tree.entries:
+            path = f"{folder}/{entry.path}"
+            match entry:
+                case Directory():
+                    self._entries.append(Directory(path=path))
+                case File():
+                    place = entry.place and Place(pack=numbers[entry.place.pack], at=entry.place.at)
+                    self._entries.append(replace(entry, path=path, place=place))
+                case Symlink():
+                    self._entries.append(Symlink(path=path, target=entry.target))
+
+    def tree(self) -> Tree:
+        """InputError: together they are no directory."""
+        entries = tuple(sorted(self._entries, key=in_order))
+        try:
+            check(entries)
+        except BadEntry as error:
+            raise InputError(f"the outputs together cannot be a directory: {error}") from None
+        return Tree(entries=entries, packs=tuple(self._packs))

@@ -65,6 +65,17 @@ class NewFile:
             return True
 
 
+def write_new(path: str, data: memoryview, mode: int) -> None:
+    """A file with this content and mode, where nothing is yet: for a folder that nobody else sees. OSError."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        while data:
+            data = data[os.write(fd, data) :]
+        os.fchmod(fd, mode)
+    finally:
+        os.close(fd)
+
+
 @contextmanager
 def new_file(folder: Path) -> Iterator[NewFile]:
     """A new file in `folder`, removed at the end of the body unless it took a name by `replace`."""

@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +19,9 @@ from batchyard.broker.errors import InputError
 from batchyard.broker.uri import S3Uri
 
 from .digest import Digest, digest_of
-from .manifest import BadEntry, Directory, Entry, File, encode
+from .manifest import EMPTY, BadEntry, Directory, Entry, File, encode, in_order
 from .newfile import local_disk, new_file
+from .packs import SMALL_BYTES, Packer
 from .remote_body import Stopped
 from .remote_object import Found, is_waiting
 from .shelf import charge
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from .remote_bucket import Bucket
 
 AT_ONCE = 8
-_NO_DIGEST = "sha256:" + "0" * 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,12 +73,17 @@ def plan(place: S3Uri, listing: Sequence[Found]) -> Plan:
         raise InputError(f"{place} holds no object; correct bucket and prefix")
     if both := sorted(directories & files.keys()):
         raise InputError(f"{place}: {both[0][:200]!r} is an object, and so is something below it")
-    entries: list[Entry] = [File(path=path, digest=_NO_DIGEST, size=one.size) for path, one in files.items()]
+    entries: list[Entry] = [_unread(number, path, one) for number, (path, one) in enumerate(files.items())]
     try:
         encode([*entries, *(Directory(path=path) for path in directories)])
     except BadEntry as error:
         raise InputError(f"{place} cannot be a directory: {error}") from None
     return Plan(directories=sorted(directories), files=files, size=sum(one.size for one in files.values()))
+
+
+def _unread(number: int, path: str, one: Found) -> File:
+    """With the digest of no other file: nobody knows yet which are equal."""
+    return File(path=path, digest=f"sha256:{number:064x}" if one.size else EMPTY, size=one.size)
 
 
 def fetch(bucket: Bucket, planned: Plan, top: Path, *, stopped: Stopped) -> Digest:
@@ -102,14 +107,32 @@ def fetch(bucket: Bucket, planned: Plan, top: Path, *, stopped: Stopped) -> Dige
             failed.set()
             pool.shutdown(cancel_futures=True)
             raise failures[0]
-    entries: list[Entry] = [
-        File(path=path, digest=job.result(), size=planned.files[path].size) for path, job in jobs.items()
-    ]
-    manifest = encode([*entries, *(Directory(path=path) for path in planned.directories)])
+    manifest = _manifest(top, {path: job.result() for path, job in jobs.items()}, planned)
     with local_disk(top):
         for path in (*reversed(planned.directories), "."):
             os.chmod(top / path, 0o555)
     return digest_of(manifest)
+
+
+def _manifest(top: Path, digests: dict[str, Digest], planned: Plan) -> bytes:
+    """What `put_tree` would keep of this directory: so the small files are read again, to find their packs' digests."""
+    entries: list[Entry] = [
+        File(path=path, digest=digest, size=planned.files[path].size) for path, digest in digests.items()
+    ]
+    entries += [Directory(path=path) for path in planned.directories]
+    packer = Packer(digest_of)
+    try:
+        with local_disk(top):
+            placed = [_placed(top, entry, packer) for entry in sorted(entries, key=in_order)]
+        return encode(placed, packer.end())
+    except BadEntry as error:
+        raise InputError(f"it cannot be a directory: {error}") from None
+
+
+def _placed(top: Path, entry: Entry, packer: Packer) -> Entry:
+    if not isinstance(entry, File) or not 0 < entry.size <= SMALL_BYTES:
+        return entry
+    return replace(entry, place=packer.add(entry.digest, (top / entry.path).read_bytes()))
 
 
 def _one(bucket: Bucket, one: Found, path: Path, stopped: Stopped) -> Digest:

@@ -29,7 +29,7 @@ from batchyard.broker.errors import (
 )
 from batchyard.broker.seal import KeyRing, Opening, Readable, SealUnknown, Witness, read_full
 
-from .digest import Blob, Digest, Kind, copy_hashed, digest_of, parse_digest
+from .digest import Blob, Digest, Kind, copy_hashed, parse_digest
 from .newfile import new_file
 from .store import CopyLost, Store, Unreadable, levels
 
@@ -123,7 +123,9 @@ class BlobStore:
 
     def put_bytes(self, data: bytes, kind: Kind = "file") -> Blob:
         """Keep bytes, durable when it returns."""
-        return self._put(io.BytesIO(data), digest_of(data), len(data), kind)
+        witness = Witness()
+        digest, size = copy_hashed(io.BytesIO(data), witness.see)
+        return self._put(io.BytesIO(data), digest, size, kind, witness)
 
     def _put(self, reader: Readable, digest: Digest, size: int, kind: Kind, witness: Witness | None = None) -> Blob:
         sealing = self._ring.seal_stream(reader, digest, size, witness=witness)

@@ -1,4 +1,7 @@
-"""Directories as blobs: each file a blob, and a manifest that lists them, itself a blob of kind "tree"."""
+"""Directories as blobs: a manifest, itself a blob of kind "tree", that says where the bytes of each file are.
+
+Small files lie together in packs, each a blob; a larger file is a blob of its own.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,31 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeAlias
 
 from batchyard.broker.errors import InputError, IntegrityError, OutputError
 
 from .beneath import kind_of, looked_at, reading
-from .digest import Blob, Digest
-from .manifest import MOST_BYTES, MOST_DEPTH, MOST_ENTRIES, BadEntry, Directory, Entry, File, Symlink, decode, encode
-from .newfile import PREFIX, local_disk
+from .digest import Blob, Digest, digest_of
+from .manifest import (
+    MOST_BYTES,
+    MOST_DEPTH,
+    MOST_ENTRIES,
+    BadEntry,
+    Directory,
+    Entry,
+    File,
+    Symlink,
+    Tree,
+    decode,
+    encode,
+)
+from .newfile import PREFIX, local_disk, write_new
+from .packs import SMALL_BYTES, Pack, Packer
 from .sealed import BlobStore, OnBytes
 
 _EXECUTABLE = 0o111
+_Part: TypeAlias = File | tuple[Pack, list[tuple[File, int]]]
 
 
 def put_tree(blobs: BlobStore, root: Path | int, on_bytes: OnBytes | None = None) -> Blob:
@@ -42,37 +60,79 @@ def put_tree(blobs: BlobStore, root: Path | int, on_bytes: OnBytes | None = None
 
 
 def _put(blobs: BlobStore, root: int, on_bytes: OnBytes | None) -> Blob:
-    entries: list[Entry] = []
+    walk = _Walk(blobs, on_bytes)
     try:
-        _walk(blobs, root, "", entries, on_bytes)
-        return blobs.put_bytes(encode(entries), "tree")
+        walk.folder(root, "")
+        return blobs.put_bytes(encode(walk.entries, walk.packer.end()), "tree")
     except BadEntry as error:
         raise OutputError(str(error)) from error
 
 
-def _walk(blobs: BlobStore, folder: int, prefix: str, entries: list[Entry], on_bytes: OnBytes | None) -> None:
-    with _readable(prefix or "."):
-        names = sorted(os.listdir(folder))
-    for name in names:
-        path = prefix + name
-        if len(entries) >= MOST_ENTRIES:
-            raise BadEntry(".", f"has more than {MOST_ENTRIES} entries; publish it as an archive")
-        if path.count("/") >= MOST_DEPTH:  # `encode` refuses it too, but here it bounds the open directories
-            raise BadEntry(path, "is too deep; publish it as an archive")
-        with _readable(path), looked_at(name, folder) as (found, status):
-            if stat.S_ISDIR(status.st_mode):
-                entries.append(Directory(path=path))
-                with reading(found) as fd:
-                    _walk(blobs, fd, path + "/", entries, on_bytes)
-            elif stat.S_ISREG(status.st_mode):
-                with reading(found) as fd:
-                    blob = blobs.put_fd(fd, on_bytes)
-                executable = bool(status.st_mode & _EXECUTABLE)
-                entries.append(File(path=path, digest=blob.digest, size=blob.size, executable=executable))
-            elif stat.S_ISLNK(status.st_mode):
-                entries.append(Symlink(path=path, target=os.readlink("", dir_fd=found)))
-            else:
-                raise BadEntry(path, f"is {kind_of(status.st_mode)}; only files, directories and symlinks are kept")
+class _Walk:
+    """Takes a directory in the order of its manifest, so that no more than one pack is in memory."""
+
+    def __init__(self, blobs: BlobStore, on_bytes: OnBytes | None) -> None:
+        self._blobs, self._on_bytes = blobs, on_bytes
+        self._untold = 0
+        self.entries: list[Entry] = []
+        self.packer = Packer(self._keep)
+
+    def folder(self, folder: int, prefix: str) -> None:
+        with _readable(prefix or "."):
+            names = sorted(os.listdir(folder))
+        for name in names:
+            path = prefix + name
+            if len(self.entries) >= MOST_ENTRIES:
+                raise BadEntry(".", f"has more than {MOST_ENTRIES} entries; publish it as an archive")
+            if path.count("/") >= MOST_DEPTH:  # `encode` refuses it too, but here it bounds the open directories
+                raise BadEntry(path, "is too deep; publish it as an archive")
+            with _readable(path), looked_at(name, folder) as (found, status):
+                self._take(path, found, status.st_mode)
+
+    def _take(self, path: str, found: int, mode: int) -> None:
+        if stat.S_ISDIR(mode):
+            self.entries.append(Directory(path=path))
+            with reading(found) as fd:
+                self.folder(fd, path + "/")
+        elif stat.S_ISREG(mode):
+            with reading(found) as fd:
+                self._file(path, fd, executable=bool(mode & _EXECUTABLE))
+        elif stat.S_ISLNK(mode):
+            self.entries.append(Symlink(path=path, target=os.readlink("", dir_fd=found)))
+        else:
+            raise BadEntry(path, f"is {kind_of(mode)}; only files, directories and symlinks are kept")
+
+    def _file(self, path: str, fd: int, *, executable: bool) -> None:
+        data = read_small(fd)
+        if data is None:
+            blob = self._blobs.put_fd(fd, self._on_bytes)
+            digest, size, place = blob.digest, blob.size, None
+        else:
+            digest, size = digest_of(data), len(data)
+            place = self.packer.add(digest, data) if size else None
+            self._untold += size
+        self.entries.append(File(path=path, digest=digest, size=size, executable=executable, place=place))
+
+    def _keep(self, data: bytes) -> Digest:
+        digest = self._blobs.put_bytes(data).digest
+        if self._on_bytes is not None:
+            self._on_bytes(self._untold)
+        self._untold = 0
+        return digest
+
+
+def read_small(fd: int) -> bytes | None:
+    """All of a file that may be packed; None: it is larger. IntegrityError: it changed meanwhile. OSError."""
+    before = os.fstat(fd)
+    if before.st_size > SMALL_BYTES:
+        return None
+    data = os.read(fd, before.st_size + 1)  # 1 more: growing is seen
+    while 0 < len(data) < before.st_size and (more := os.read(fd, before.st_size + 1 - len(data))):
+        data += more
+    after = os.fstat(fd)
+    if len(data) != before.st_size or (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise IntegrityError("the bytes of a file changed while they were read")
+    return data
 
 
 @contextmanager
@@ -93,41 +153,45 @@ def fetch_tree(blobs: BlobStore, digest: Digest, dest: Path, on_bytes: OnBytes |
     Files get mode 0444, or 0555 if executable; directories 0755. `dest` must not exist, but its parent must.
     InputError: not a tree, a hostile one, or `dest` exists. Else as `BlobStore.fetch`.
     """
-    entries = read_tree(blobs, digest)
+    tree = read_tree(blobs, digest)
     if os.path.lexists(dest):
         raise InputError(f'"{dest}" exists already; choose another place for tree {digest}')
-    build_tree(blobs, entries, dest, on_bytes)
-    return sum(entry.size for entry in entries if isinstance(entry, File))
+    build_tree(blobs, tree, dest, on_bytes)
+    return tree.size
 
 
-def read_tree(blobs: BlobStore, digest: Digest) -> tuple[Entry, ...]:
+def read_tree(blobs: BlobStore, digest: Digest) -> Tree:
     """What is in a tree. InputError: not a tree, or a hostile one. Else as `BlobStore.read_bytes`."""
     return decode(blobs.read_bytes(digest, MOST_BYTES), digest)
 
 
 def build_tree(
     blobs: BlobStore,
-    entries: tuple[Entry, ...],
+    tree: Tree,
     dest: Path,
     on_bytes: OnBytes | None = None,
     *,
     at_once: int = 1,
     stopped: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Make a directory of what `read_tree` gave; as `fetch_tree`. at_once: files that are fetched side by side.
+    """Make a directory of what `read_tree` gave; as `fetch_tree`. at_once: packs and large files that are fetched side
+    by side. stopped: nobody wants it any more, which is an InputError.
 
-    stopped: nobody wants it any more, which is an InputError.
+    What a file has in its pack is not hashed again: which bytes of which pack they are is what the tree's digest says,
+    and the pack is verified before a byte of it is written.
     """
     building = dest.parent / (PREFIX + secrets.token_hex(12))
     try:
         with local_disk(dest.parent):
             building.mkdir(mode=0o700)
-        fetch = _fetching(blobs, building, on_bytes, stopped)
+        build = _Building(blobs, building, on_bytes, stopped)
+        build.directories(tree)
         if at_once == 1:
-            _build(entries, building, lambda files: deque(map(fetch, files), maxlen=0))
+            deque(map(build.fetch, build.parts(tree)), maxlen=0)
         else:
             with ThreadPoolExecutor(at_once, thread_name_prefix="fetch") as pool:
-                _build(entries, building, lambda files: deque(pool.map(fetch, files), maxlen=0))
+                deque(pool.map(build.fetch, build.parts(tree)), maxlen=0)
+        build.rest(tree)
         with local_disk(dest):
             building.chmod(0o755)
             os.rename(building, dest)
@@ -137,30 +201,61 @@ def build_tree(
         raise
 
 
-def _fetching(
-    blobs: BlobStore, top: Path, on_bytes: OnBytes | None, stopped: Callable[[], bool]
-) -> Callable[[File], None]:
-    def fetch(entry: File) -> None:
-        if stopped():
+class _Building:
+    """A tree in the making. Symlinks come last: nothing is ever written through one."""
+
+    def __init__(self, blobs: BlobStore, top: Path, on_bytes: OnBytes | None, stopped: Callable[[], bool]) -> None:
+        self._blobs, self._top, self._on_bytes, self._stopped = blobs, top, on_bytes, stopped
+
+    def directories(self, tree: Tree) -> None:
+        with local_disk(self._top):
+            for entry in tree.entries:
+                if isinstance(entry, Directory):
+                    path = f"{self._top}/{entry.path}"
+                    os.mkdir(path)
+                    os.chmod(path, 0o755)
+
+    def parts(self, tree: Tree) -> Iterator[_Part]:
+        """Each is fetched once: a blob and the files that are in it."""
+        packed: dict[Pack, list[tuple[File, int]]] = {}
+        for file in tree.files:
+            if file.place is not None:
+                packed.setdefault(tree.packs[file.place.pack], []).append((file, file.place.at))
+            elif not file.is_empty:
+                yield file
+        yield from packed.items()
+
+    def fetch(self, part: _Part) -> None:
+        if self._stopped():
             raise InputError("it was not fetched: the job was told to stop")
-        mode = 0o555 if entry.executable else 0o444
-        blobs.fetch(entry.digest, entry.size, top / entry.path, mode, on_bytes)
+        if isinstance(part, File):
+            self._blobs.fetch(part.digest, part.size, self._top / part.path, _mode(part), self._on_bytes)
+        else:
+            self._split(*part)
 
-    return fetch
+    def _split(self, pack: Pack, files: Iterable[tuple[File, int]]) -> None:
+        data, done = memoryview(self._blobs.read_bytes(pack.digest, pack.size)), 0
+        if len(data) != pack.size:
+            raise InputError(f"blob {pack.digest} has {len(data)} bytes, not {pack.size}; the tree is wrong")
+        with local_disk(self._top):
+            for file, at in files:
+                write_new(f"{self._top}/{file.path}", data[at : at + file.size], _mode(file))
+                done += file.size
+        if self._on_bytes is not None:
+            self._on_bytes(done)
+
+    def rest(self, tree: Tree) -> None:
+        """What has no bytes."""
+        with local_disk(self._top):
+            for entry in tree.entries:
+                if isinstance(entry, File) and entry.is_empty:
+                    write_new(f"{self._top}/{entry.path}", memoryview(b""), _mode(entry))
+                elif isinstance(entry, Symlink):
+                    os.symlink(entry.target, f"{self._top}/{entry.path}")
 
 
-def _build(entries: tuple[Entry, ...], top: Path, fetch: Callable[[Iterable[File]], object]) -> None:
-    # symlinks last: nothing is ever written through one
-    for entry in entries:
-        if isinstance(entry, Directory):
-            with local_disk(top):
-                (top / entry.path).mkdir()
-                (top / entry.path).chmod(0o755)
-    fetch(entry for entry in entries if isinstance(entry, File))
-    for entry in entries:
-        if isinstance(entry, Symlink):
-            with local_disk(top):
-                os.symlink(entry.target, top / entry.path)
+def _mode(file: File) -> int:
+    return 0o555 if file.executable else 0o444
 
 
 def remove_tree(path: Path) -> None:

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from batchyard.broker.errors import InputError, IntegrityError, OutputError
+from batchyard.broker.errors import InputError, IntegrityError, NotFound, OutputError
 from batchyard.broker.seal import KeyRing
 from batchyard.cache.digest import Blob, digest_of
-from batchyard.cache.manifest import Directory, Entry, File, Symlink, decode, encode, is_manifest
+from batchyard.cache.manifest import EMPTY, Directory, Entry, File, Symlink, Tree, decode, encode, is_manifest
 from batchyard.cache.memory import MemoryStore
+from batchyard.cache.packs import MOST_PACK_BYTES, SMALL_BYTES
 from batchyard.cache.sealed import BlobStore
-from batchyard.cache.tree import fetch_tree, put_tree, remove_tree
+from batchyard.cache.tree import fetch_tree, put_tree, read_tree, remove_tree
 
 
 @pytest.fixture
@@ -140,22 +141,26 @@ def test_special_files_are_refused_by_name_without_waiting(blobs: BlobStore, tmp
         put_tree(blobs, tmp_path / "in")
 
 
-def test_a_missing_file_blob_leaves_no_directory(blobs: BlobStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [10, SMALL_BYTES + 1])
+def test_a_damaged_blob_leaves_no_directory_and_is_deleted_and_put_again(tmp_path: Path, size: int) -> None:
     store = MemoryStore()
     blobs = BlobStore(store, KeyRing.new())
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "file").write_bytes(b"x" * 10)
+    (tmp_path / "in" / "file").write_bytes(b"x" * size)
     blob = put_tree(blobs, tmp_path / "in")
-    name = blobs._ring.name(digest_of(b"x" * 10))
-    with store.get(name) as reader:
-        data = bytearray(store.stat(name) or 0)
-        reader.readinto(memoryview(data))
+    (damaged,) = read_tree(blobs, blob.digest).blobs
+    name = blobs._ring.name(damaged)
+    data = bytearray(store._objects[name])
     data[-1] ^= 1
-    store.delete(name)
     store._objects[name] = bytes(data)
-    with pytest.raises(IntegrityError):
+    with pytest.raises(IntegrityError, match=f"{damaged} does not open .* it was deleted"):
+        fetch_tree(blobs, blob.digest, tmp_path / "out")
+    assert blobs.counters.corrupt == 1
+    with pytest.raises(NotFound, match=f"{damaged} is not in the store"):
         fetch_tree(blobs, blob.digest, tmp_path / "out")
     assert os.listdir(tmp_path) == ["in"]
+    assert put_tree(blobs, tmp_path / "in") == blob
+    fetch_tree(blobs, blob.digest, tmp_path / "out")
 
 
 def test_an_existing_destination_is_kept(blobs: BlobStore, tmp_path: Path) -> None:
@@ -174,16 +179,24 @@ def test_a_very_deep_directory_is_refused_and_can_be_removed(blobs: BlobStore, t
 
 # Hostile manifests
 
-X = digest_of(b"x")
+X, Y = digest_of(b"x"), digest_of(b"y")
 
 
-def raw(*entries: dict[str, object]) -> bytes:
-    shown = {"batchyard_tree": 1, "entries": list(entries)}
+def raw(*entries: dict[str, object], packs: object = ()) -> bytes:
+    shown = {"batchyard_tree": 1, "entries": list(entries), "packs": packs}
     return json.dumps(shown, sort_keys=True, separators=(",", ":")).encode()
 
 
 def a_file(path: object, **more: object) -> dict[str, object]:
     return {"type": "file", "path": path, "digest": X, "size": 1, "executable": False, **more}
+
+
+def a_packed(path: object, pack: object, at: object, digest: str = X, **more: object) -> dict[str, object]:
+    return a_file(path, pack=pack, at=at, digest=digest, **more)
+
+
+def a_pack(size: object, digest: str = X) -> dict[str, object]:
+    return {"digest": digest, "size": size}
 
 
 def a_directory(path: object) -> dict[str, object]:
@@ -229,6 +242,35 @@ def a_link(path: object, target: object) -> dict[str, object]:
         (raw(a_file("a", mode=0o4755)), "not in canonical form"),
         (raw(a_file("a"))[:-1] + b',"x":1}', "not in canonical form"),
         (raw(a_file("a")) + b"\n", "not in canonical form"),
+        (raw(a_file("a", size=0)), "is empty, and has a digest"),
+        (raw(a_packed("a", 0, 0, EMPTY, size=0), packs=[a_pack(1)]), "is empty, and has a digest or a place"),
+        (raw(a_file("a"), a_file("b", size=2)), "has the digest of 'a', and another size"),
+        (raw(a_packed("a", 0, 0), a_file("b"), packs=[a_pack(1)]), "has the digest of 'a', and another size or place"),
+        (raw(a_packed("a", 0, 0), a_packed("b", 0, 1), packs=[a_pack(2)]), "has the digest of 'a'"),
+        (raw(a_packed("a", 0, 1), packs=[a_pack(2)]), "is not at byte 0 of pack 0"),
+        (raw(a_packed("a", 0, 0), a_packed("b", 0, 2, Y), packs=[a_pack(3)]), "is not at byte 1 of pack 0"),
+        (raw(a_packed("a", 0, 0), a_packed("b", 0, 0, Y), packs=[a_pack(2)]), "is not at byte 1 of pack 0"),
+        (raw(a_packed("a", 1, 0), packs=[a_pack(1), a_pack(1)]), "is not at byte 0 of pack 0"),
+        (raw(a_packed("a", 0, 0), a_packed("b", 1, 0, Y), packs=[a_pack(2), a_pack(1)]), "is not at byte 1 of pack 0"),
+        (raw(a_packed("a", 0, 0, size=3), packs=[a_pack(2)]), "ends after the end of pack 0"),
+        (raw(a_packed("a", 0, 0)), "ends after the end of pack 0"),
+        (raw(a_packed("a", 0, 0), packs=[a_pack(2)]), "has bytes that are in no file"),
+        (raw(a_packed("a", 0, 0), packs=[a_pack(1), a_pack(1)]), "has bytes that are in no file"),
+        (raw(a_file("a"), packs=[a_pack(1)]), "has bytes that are in no file"),
+        (raw(packs=[a_pack(1)]), "has bytes that are in no file"),
+        (raw(a_packed("a", 0, -1), packs=[a_pack(1)]), "is in no pack as"),
+        (raw(a_packed("a", True, 0), packs=[a_pack(1)]), "is in no pack as"),
+        (raw(a_packed("a", 0, None), packs=[a_pack(1)]), "is in no pack as"),
+        (raw(a_packed("a", 0, 1 << 60), packs=[a_pack(1)]), "is in no pack as"),
+        (raw(packs=[a_pack(0)]), "is no pack of 1 to"),
+        (raw(packs=[a_pack(MOST_PACK_BYTES + 1)]), "is no pack of 1 to"),
+        (raw(packs=[a_pack("1")]), "is no pack of 1 to"),
+        (raw(packs=["pack"]), "is no pack of 1 to"),
+        (raw(packs=[a_pack(1, "sha256:x")]), "not a digest"),
+        (raw(a_packed("a", 0, 0), packs=[a_pack(1) | {"more": 1}]), "not in canonical form"),
+        (raw(a_file("a", pack=None, at=None)), "not in canonical form"),
+        (raw(packs={}), "is not a tree"),
+        (b'{"batchyard_tree":1,"entries":[]}', "is not a tree"),
         (b"data", "is not a tree"),
         (raw(a_file("a"))[:-1], "is not a tree"),
         (b'{"batchyard_tree":1,"entries":[' + b"[" * 100_000, "is not a tree"),
@@ -264,5 +306,5 @@ def test_a_manifest_does_not_depend_on_the_order_given() -> None:
     data = encode(entries)
     assert encode(entries[::-1]) == data
     assert is_manifest(data)
-    assert decode(data, digest_of(data)) == tuple(entries)
+    assert decode(data, digest_of(data)) == Tree(entries=tuple(entries))
     assert Blob(digest=digest_of(data), size=len(data), kind="tree").kind == "tree"
