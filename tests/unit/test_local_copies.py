@@ -289,11 +289,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
-@pytest.mark.parametrize("kind", ["file", "tree"])
+@pytest.mark.parametrize("kind", ["file", "tree", "packed"])
 def test_a_full_disk_is_named_and_leaves_nothing(blobs: BlobStore, small_disk: Path, tmp_path: Path, kind: str) -> None:
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "big").write_bytes(os.urandom(2 << 20))
-    big = put_tree(blobs, tmp_path / "in") if kind == "tree" else blobs.put_file(tmp_path / "in" / "big")
+    for number in range(20 if kind == "packed" else 1):
+        (tmp_path / "in" / f"big{number}").write_bytes(os.urandom((100 << 10) if kind == "packed" else (2 << 20)))
+    big = blobs.put_file(tmp_path / "in" / "big0") if kind == "file" else put_tree(blobs, tmp_path / "in")
     copies = opened(small_disk, blobs)
     with pytest.raises(DiskFull, match="no space left for"):
         stage(copies, big)
