@@ -448,7 +448,10 @@ class Client:
 
 
 def _missing(digest: str) -> str:
-    return f"blob {digest}, or a file that it names, is not in this store; correct the digest, or --store"
+    return (
+        f"blob {digest}, or a file that it names, is not in this store; correct the digest, or --store; "
+        "a small file of a directory is there with the directory only"
+    )
 
 
 def _given(job: Job | Mapping[str, Any]) -> Mapping[str, Any]:

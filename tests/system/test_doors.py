@@ -319,6 +319,7 @@ def test_ls_lists_jobs_outputs_and_trees(ground: Ground, batchyard: Any, tmp_pat
     folder = tmp_path / "folder"
     (folder / "sub").mkdir(parents=True)
     (folder / "a").write_text("hello\n")
+    (folder / "large").write_bytes(bytes(300_000))
     (folder / "sub" / "esc\x1b[31m").write_text("x")
     tree = json.loads(batchyard("put", "--json", str(folder))[1])
     kept = {"digest": tree["digest"], "size": tree["size"], "kind": "tree"}
@@ -329,12 +330,14 @@ def test_ls_lists_jobs_outputs_and_trees(ground: Ground, batchyard: Any, tmp_pat
     assert batchyard("ls", "--status", "FAILED")[1] == "no jobs\n"
     assert batchyard("ls", job_id)[1].splitlines()[1].split()[:2] == ["t", "tree"]
     assert json.loads(batchyard("ls", "--json", job_id)[1]) == [{"name": "t", **kept}]
-    expected = ["-0444 6 a", "d0755   sub/", "-0444 1 sub/esc\\x1b[31m"]
+    expected = ["-0444      6 a", "-0444 300000 large", "d0755        sub/", "-0444      1 sub/esc\\x1b[31m"]
     for name in (f"{job_id}:t", tree["digest"]):
         assert batchyard("ls", name)[1].splitlines() == expected
     long_ = batchyard("ls", "-l", tree["digest"])[1].splitlines()
-    (digest,) = (word for word in long_[0].split() if word.startswith("sha256:"))
-    assert batchyard("ls", digest)[1] == f"a file of 6 bytes: {digest}\n"
+    small, large = (next(word for word in line.split() if word.startswith("sha256:")) for line in long_[:2])
+    assert batchyard("ls", large)[1] == f"a file of 300000 bytes: {large}\n"
+    code, _, err = batchyard("ls", small)
+    assert (code, "a small file of a directory is there with the directory only" in err) == (1, True)
     assert batchyard("get", f"{job_id}:t", str(tmp_path / "back"))[0] == 0
     assert (tmp_path / "back" / "a").read_text() == "hello\n"
     code, _, err = batchyard("ls", f"{job_id}:nosuch")

@@ -52,6 +52,12 @@ class S3Server:
         )
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def pid(self) -> int:
+        """Of the process that runs."""
+        assert self._process is not None
+        return self._process.pid
+
     def access(self) -> S3Access:
         return S3Access.of_file(self.credentials)
 
