@@ -76,7 +76,7 @@ def test_packs_are_filled_without_a_gap_and_are_no_larger_than_one_put_takes() -
     for data, place in zip(contents, places, strict=True):
         assert len(whole[place.pack]) == place.at
         whole[place.pack] += data
-    assert [Pack(digest=digest_of(data), size=len(data)) for data in whole] == list(packs)
+    assert [Pack(digest=digest_of(bytes(data)), size=len(data)) for data in whole] == list(packs)
     assert len(packs) < len(contents) / 20
     sealed = KeyRing.new().seal_stream(None, digest_of(b""), FULL_BYTES)  # type: ignore[arg-type]
     assert max(pack.size for pack in packs) <= FULL_BYTES
