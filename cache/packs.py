@@ -1,8 +1,9 @@
-"""Small files of a tree put together as packs, each a blob of a few MiB.
+"""Small files of a tree put together as packs, each a blob of some MiB.
 
 An object costs client and server some 4 CPU ms however small it is, and 5 ms a MiB besides: a file of 64 KiB pays 12
-times what its bytes cost, one of 256 KiB 3 times, and from there on it is worth having as a blob of its own, which
-other trees and jobs share. A pack is read and written whole, in memory.
+times what its bytes cost, one of 256 KiB 4 times, and from there on it is worth having as a blob of its own, which
+other trees and jobs share. In a pack of 8 MiB or more that is a tenth of what the bytes cost, and less. A pack is read
+and written whole, in memory.
 
 Files are packed in the order of the tree, and equal ones once. Where a pack ends depends on the digest of its last
 file: so a file that is new or gone changes the pack that it is in, perhaps the next, and no others.
@@ -17,11 +18,9 @@ from .digest import Digest
 
 SMALL_BYTES = 256 << 10
 """The largest file that is packed."""
-MOST_PACK_BYTES = 8 << 20
-"""The largest pack that is read."""
-FULL_BYTES = MOST_PACK_BYTES - (64 << 10)  # sealed, it still goes to a bucket in one PUT
-_LEAST_BYTES = 4 << 20
-_SPREAD_BYTES = 2 << 20  # that a pack has on average beyond the least, but for those that end because they are full
+MOST_PACK_BYTES = 16 << 20
+_LEAST_BYTES = 8 << 20
+_SPREAD_BYTES = 4 << 20  # that a pack has on average beyond the least, but for those that end because they are full
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +54,7 @@ class Packer:
         known = self._places.get(digest)
         if known is not None:
             return known
-        if self._filled + len(data) > FULL_BYTES:
+        if self._filled + len(data) > MOST_PACK_BYTES:
             self._close()
         place = self._places[digest] = Place(pack=len(self._packs), at=self._filled)
         self._pieces.append(data)

@@ -176,13 +176,21 @@ class BlobStore:
 
     def read_bytes(self, digest: Digest, limit: int) -> bytes:
         """The verified content of a blob of at most `limit` bytes. InputError: it is larger."""
-        return _again(lambda: self._read_bytes(digest, limit))
+        return bytes(_again(lambda: self._read(digest, limit)))
 
-    def _read_bytes(self, digest: Digest, limit: int) -> bytes:
+    def read_sized(self, digest: Digest, size: int) -> memoryview:
+        """The verified content of a blob that has this size. InputError: it has another."""
+        data = memoryview(_again(lambda: self._read(digest, size)))
+        if len(data) != size:
+            raise InputError(f"blob {digest} has {len(data)} bytes, not {size}; correct the size")
+        return data
+
+    def _read(self, digest: Digest, limit: int) -> bytearray:
         with self._opened(digest) as opening:
             if opening.size > limit:
                 raise InputError(f"blob {digest} has {opening.size} bytes; at most {limit} are allowed here")
-            data = b"".join(bytes(piece) for piece in opening.chunks())
+            data = bytearray(opening.size)
+            read_full(opening, memoryview(data))
             self.counters.add(fetches=1, plain_bytes_out=opening.size)
             return data
 

@@ -226,23 +226,25 @@ class _Building:
         yield from packed.items()
 
     def fetch(self, part: _Part) -> None:
-        if self._stopped():
-            raise InputError("it was not fetched: the job was told to stop")
+        self._go_on()
         if isinstance(part, File):
             self._blobs.fetch(part.digest, part.size, self._top / part.path, _mode(part), self._on_bytes)
         else:
             self._split(*part)
 
     def _split(self, pack: Pack, files: Iterable[tuple[File, int]]) -> None:
-        data, done = memoryview(self._blobs.read_bytes(pack.digest, pack.size)), 0
-        if len(data) != pack.size:
-            raise InputError(f"blob {pack.digest} has {len(data)} bytes, not {pack.size}; the tree is wrong")
+        data, done = self._blobs.read_sized(pack.digest, pack.size), 0
         with local_disk(self._top):
             for file, at in files:
+                self._go_on()
                 write_new(f"{self._top}/{file.path}", data[at : at + file.size], _mode(file))
                 done += file.size
         if self._on_bytes is not None:
             self._on_bytes(done)
+
+    def _go_on(self) -> None:
+        if self._stopped():
+            raise InputError("it was not fetched: the job was told to stop")
 
     def rest(self, tree: Tree) -> None:
         """What has no bytes."""

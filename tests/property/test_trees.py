@@ -20,7 +20,7 @@ from batchyard.broker.seal import KeyRing
 from batchyard.cache.digest import digest_of
 from batchyard.cache.manifest import Directory, Entry, File, decode, encode, in_order
 from batchyard.cache.memory import MemoryStore
-from batchyard.cache.packs import FULL_BYTES, MOST_PACK_BYTES, SMALL_BYTES, Packer
+from batchyard.cache.packs import MOST_PACK_BYTES, SMALL_BYTES, Packer
 from batchyard.cache.sealed import BlobStore
 from batchyard.cache.tree import fetch_tree, put_tree
 
@@ -100,7 +100,7 @@ def test_packs_hold_every_file_and_nothing_else(sizes: list[int], seed: int) -> 
     places = [packer.add(digest_of(data), data) for data in files]
     packs = packer.end()
     assert [digest_of(data) for data in kept] == [pack.digest for pack in packs]
-    assert all(0 < len(data) <= FULL_BYTES for data in kept)
+    assert all(0 < len(data) <= MOST_PACK_BYTES for data in kept)
     assert sum(map(len, kept)) == sum(len(data) for data in set(files))
     for data, place in zip(files, places, strict=True):
         assert kept[place.pack][place.at : place.at + len(data)] == data
@@ -108,10 +108,10 @@ def test_packs_hold_every_file_and_nothing_else(sizes: list[int], seed: int) -> 
 
 def a_manifest() -> dict[str, Any]:
     entries: list[Entry] = [Directory(path="d"), Directory(path="d/e")]
-    packer, data = Packer(digest_of), [bytes([n]) * SMALL_BYTES for n in range(40)]
+    packer, data = Packer(digest_of), [bytes([n]) * SMALL_BYTES for n in range(100)]
     for number, one in enumerate([*data, data[3], b"end"]):
         place = packer.add(digest_of(one), one)
-        entries.append(File(path=f"d/{number:02d}", digest=digest_of(one), size=len(one), place=place))
+        entries.append(File(path=f"d/{number:03d}", digest=digest_of(one), size=len(one), place=place))
     entries.append(File(path="d/large", digest=digest_of(b"large"), size=1 << 30))
     entries.sort(key=in_order)
     whole: dict[str, Any] = json.loads(encode(entries, packer.end()))
@@ -129,7 +129,7 @@ fields = st.sampled_from(["path", "digest", "size", "at", "pack", "executable", 
 
 
 @settings(max_examples=150, deadline=None)
-@given(changes=st.lists(st.tuples(st.integers(0, 60), fields, values), min_size=1, max_size=3), swap=st.booleans())
+@given(changes=st.lists(st.tuples(st.integers(0, 120), fields, values), min_size=1, max_size=3), swap=st.booleans())
 def test_a_manifest_that_was_tampered_with_is_refused_or_true_to_its_packs(
     changes: list[tuple[int, str, Any]], swap: bool
 ) -> None:
