@@ -156,6 +156,7 @@ class Job(Frozen):
     gpu_type: GpuType | None = None
     disk_gib: Annotated[float, Field(ge=0, le=2**20, allow_inf_nan=False)] = 1.0
     parameters: dict[str, Text] = {}
+    reuse: bool = False
     inputs: dict[ContainerPath, Input] = {}
     outputs: dict[OutputName, Output] = {}
     nodes: Nodes | None = None
@@ -199,6 +200,8 @@ class Job(Frozen):
             raise InvalidJob("gpu_type", self.gpu_type, "goes with gpus; say how many")
         if self.on_demand_after is not None and self.nodes is not None:
             raise InvalidJob("on_demand_after", self.on_demand_after, "does not go with nodes; leave it out")
+        if self.reuse and self.nodes is not None:
+            raise InvalidJob("reuse", self.reuse, "is not for a job on several nodes; leave reuse or nodes out")
         if self.evaluate_on_exit and "attempts" not in self.model_fields_set:
             raise InvalidJob("evaluate_on_exit", "…", "needs attempts; say how often the job may run at most")
         dependencies.check(self.depends_on, self.array_size)

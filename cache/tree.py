@@ -105,6 +105,11 @@ def read_tree(blobs: BlobStore, digest: Digest) -> tuple[Entry, ...]:
     return decode(blobs.read_bytes(digest, MOST_BYTES), digest)
 
 
+def blobs_of_tree(blobs: BlobStore, digest: Digest) -> frozenset[Digest]:
+    """The blobs that a tree is made of, without its manifest. As `read_tree`."""
+    return frozenset(entry.digest for entry in read_tree(blobs, digest) if isinstance(entry, File))
+
+
 def build_tree(
     blobs: BlobStore,
     entries: tuple[Entry, ...],

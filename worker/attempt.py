@@ -9,7 +9,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,6 +33,7 @@ from batchyard.broker.errors import (
 from batchyard.broker.gang import variables
 from batchyard.broker.job import Job
 from batchyard.broker.record import Claimed
+from batchyard.broker.recorder import Effect
 from batchyard.cache.deliver import AttemptMark
 from batchyard.cache.digest import Blob, Digest
 from batchyard.cache.held import CopiesPinned
@@ -44,7 +45,8 @@ from .gang import GangNetwork, quietly
 from .ledger import Allocation
 from .outcome import Fate, Outcome, Stop, decide
 from .publish import Kept, Publisher
-from .sources import look_up
+from .reuse import Reuse, Reused, identity, obstacle
+from .sources import Source, look_up
 from .staging import secrets_of, work_directory
 from .tools import Tools
 
@@ -59,7 +61,10 @@ _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,199}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """How an attempt ended. Times in epoch seconds; log_tail: the last of what the command wrote."""
+    """How an attempt ended. Times in epoch seconds; log_tail: the last of what the command wrote.
+
+    reused: the job that made the outputs, where this one was not run. memo: notes its success for later ones.
+    """
 
     outcome: Outcome
     started: float | None
@@ -67,6 +72,8 @@ class Finished:
     outputs: dict[str, Kept] = field(default_factory=dict)
     log: Blob | None = None
     log_tail: str = ""
+    reused: str = ""
+    memo: Effect | None = None
 
 
 class Execution:
@@ -94,6 +101,11 @@ class Execution:
         self._secrets: dict[str, str] = {}
         self._going, self._main_at = threading.Event(), ""
         self._network = _gang_network(tools, claimed, job)
+        ring = tools.yard.ring.of(tools.tenant) if job.reuse else None
+        self._reuse = Reuse(tools.yard, ring, tools.blobs, self.folder) if ring else None
+        self._reused: Reused | None = None
+        self._image = job.image
+        self._sources: Mapping[str, Source] | None = None
         # What a main member says and does is the job's.
         self._shown_id = claimed.job_id if claimed.member is None or claimed.member.is_main else claimed.id
         if container is not None:  # before anything is staged for others, also where the index was lost
@@ -103,6 +115,11 @@ class Execution:
     @property
     def stopped(self) -> Stop | None:
         return self._stop
+
+    @property
+    def reused(self) -> str:
+        """The job that made the outputs, where this one was not run."""
+        return self._reused.job_id if self._reused is not None else ""
 
     def stop(self, stop: Stop, why: str, *, grace_s: float | None, first_signal: str) -> None:
         with self._lock:
@@ -157,7 +174,7 @@ class Execution:
                 capture = self._log()
                 exit = self._ended(capture)
                 if exit is not None and exit.code == 0 and self._stop is None:
-                    outputs = self._published()
+                    outputs = self._published() if self._reused is None else dict(self._reused.outputs)
         except BatchyardError as caught:
             error = caught
         except OSError as caught:
@@ -177,10 +194,22 @@ class Execution:
             strategy=self._job.retry,
             interruptions=self._claimed.interruptions,
         )
+        good = outcome.fate is Fate.SUCCEEDED
+        if good and self._reused is not None:
+            outcome = replace(outcome, reason=f"not run: its outputs are those of the identical job {self.reused}")
         blob, tail, lack = self._keep_log(capture, outcome)
         if lack:
             outcome = replace(outcome, reason=f"{outcome.reason}; its log could not be kept: {lack}")
-        return Finished(outcome=outcome, started=self.started, ended=ended, outputs=outputs, log=blob, log_tail=tail)
+        return Finished(
+            outcome=outcome,
+            started=self.started,
+            ended=ended,
+            outputs=outputs,
+            log=blob,
+            log_tail=tail,
+            reused=self.reused,
+            memo=self._noted(outputs) if good else None,
+        )
 
     def remove(self) -> None:
         """The container goes, and what is left of earlier tries to start it. May be called twice."""
@@ -207,6 +236,8 @@ class Execution:
     def _ended(self, capture: LogCapture) -> Exit | None:
         """The container's exit; None when it was stopped before it ran."""
         if self._container is None:
+            if self._found(capture):
+                return Exit(code=0, oom=False, started_at=time.time(), finished_at=time.time())
             binds = self._patiently(lambda: self._stage(capture))
             self._wait_for_main(capture)
             self._patiently(lambda: self._launch(capture, binds))
@@ -259,18 +290,46 @@ class Execution:
         timer.start()
         return timer
 
-    def _stage(self, capture: LogCapture) -> list[Bind]:
+    def _found(self, capture: LogCapture) -> bool:
+        """Whether an identical job's outputs take the place of a run. From here on its image is a certain one."""
+        if self._reuse is None:
+            return False
+        if lack := obstacle(self._job):
+            capture.platform(f"it is run anyway: {lack}, so it is not known to be identical to any other")
+            self._reuse = None
+            return False
+        self._tools.puller.forget(self._job.image)  # the name may lead to another one by now
+        self._image = self._patiently(lambda: self._pulled(capture))
+        sources = self._patiently(self._looked_up)
+        told = identity(self._job, image=self._image, sources=sources, index=self._claimed.index)
+        self._reused = self._reuse.find(told, self._job, say=capture.platform) if self._stop is None else None
+        return self._reused is not None
+
+    def _noted(self, outputs: Mapping[str, Kept]) -> Effect | None:
+        if self._reuse is None or self._reused is not None:
+            return None
+        return self._reuse.note(self._claimed.id, outputs, keep_s=self._tools.config.retention_s)
+
+    def _looked_up(self) -> Mapping[str, Source]:
+        if self._sources is None:
+            self._sources = look_up(self._tools.yard, self._job, self._claimed, self._tools.tenant)
+        return self._sources
+
+    def _pulled(self, capture: LogCapture) -> str:
         image = self._job.image
-        self._tools.puller.ensure(
+        return self._tools.puller.ensure(
             image,
             pulling=lambda: capture.platform(f"pulling image {image}"),
             stopped=lambda: self._stop is not None,
         )
+
+    def _stage(self, capture: LogCapture) -> list[Bind]:
+        self._pulled(capture)
         self._tries += 1
         binds = self._tools.stage.binds(
             self._job,
             self.folder.name,
-            sources=look_up(self._tools.yard, self._job, self._claimed, self._tools.tenant),
+            sources=self._looked_up(),
             stopped=lambda: self._stop is not None,
             say=lambda text: self._say(capture, text),
         )
@@ -324,7 +383,7 @@ class Execution:
             self._signal("SIGTERM", self._tools.options.stop_grace_s)
 
     def _spec(self, binds: list[Bind]) -> ContainerSpec:
-        tools, job = self._tools, self._job
+        tools, job = self._tools, self._job.model_copy(update={"image": self._image})
         gpus = [gpu for gpu in tools.options.gpus if gpu.id in self._allocation.gpus]
         identity = Identity(
             yard=tools.yard_id,

@@ -159,10 +159,12 @@ class Run:
             **({"started": _ms(end.started)} if end.started else {}),
             **({"exit_code": str(outcome.exit_code)} if outcome.exit_code is not None else {}),
             **({"log": end.log.digest} if end.log else {}),
+            **({"reused": end.reused} if end.reused else {}),
         }
         good = outcome.fate is Fate.SUCCEEDED
         if good:
             fields["result"] = json.dumps(result)
+            effects = [*effects, *([end.memo] if end.memo is not None else [])]
         written = self._tools.yard.settle(
             self.claimed,
             State.SUCCEEDED if good else State.FAILED,
@@ -209,6 +211,7 @@ class Run:
             "created": self.claimed.created,
             "started": end.started,
             "ended": end.ended,
+            **({"reused_from": end.reused} if end.reused else {}),
         }
 
     def _record(self, end: Finished, outcome: Outcome) -> Attempt:
