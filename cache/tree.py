@@ -23,36 +23,50 @@ from .sealed import BlobStore, OnBytes
 _EXECUTABLE = 0o111
 
 
-def put_tree(blobs: BlobStore, root: Path | int, on_bytes: OnBytes | None = None) -> Blob:
+def put_tree(
+    blobs: BlobStore,
+    root: Path | int,
+    on_bytes: OnBytes | None = None,
+    *,
+    keep: Callable[[str], bool] = lambda path: True,
+) -> Blob:
     """Keep a directory, given as a path or an open directory, durable when it returns.
 
+    keep: of what lies in it, whether it is in the tree, by its path; what is in a directory that is not is not either.
     Follows no symlink and reads nothing outside of `root`, whatever changes meanwhile. OutputError: a fifo, socket or
     device in it, a symlink that does not lead to something in it, a file that cannot be read or changes.
     """
     if isinstance(root, int):
-        return _put(blobs, root, on_bytes)
+        return _put(blobs, root, on_bytes, keep)
     try:
         fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise OutputError(f'"{root}" cannot be read as a directory: {error.strerror}') from error
     try:
-        return _put(blobs, fd, on_bytes)
+        return _put(blobs, fd, on_bytes, keep)
     finally:
         os.close(fd)
 
 
-def _put(blobs: BlobStore, root: int, on_bytes: OnBytes | None) -> Blob:
+def _put(blobs: BlobStore, root: int, on_bytes: OnBytes | None, keep: Callable[[str], bool]) -> Blob:
     entries: list[Entry] = []
     try:
-        _walk(blobs, root, "", entries, on_bytes)
+        _walk(blobs, root, "", entries, on_bytes, keep)
         return blobs.put_bytes(encode(entries), "tree")
     except BadEntry as error:
         raise OutputError(str(error)) from error
 
 
-def _walk(blobs: BlobStore, folder: int, prefix: str, entries: list[Entry], on_bytes: OnBytes | None) -> None:
+def _walk(
+    blobs: BlobStore,
+    folder: int,
+    prefix: str,
+    entries: list[Entry],
+    on_bytes: OnBytes | None,
+    keep: Callable[[str], bool],
+) -> None:
     with _readable(prefix or "."):
-        names = sorted(os.listdir(folder))
+        names = sorted(name for name in os.listdir(folder) if keep(prefix + name))
     for name in names:
         path = prefix + name
         if len(entries) >= MOST_ENTRIES:
@@ -63,7 +77,7 @@ def _walk(blobs: BlobStore, folder: int, prefix: str, entries: list[Entry], on_b
             if stat.S_ISDIR(status.st_mode):
                 entries.append(Directory(path=path))
                 with reading(found) as fd:
-                    _walk(blobs, fd, path + "/", entries, on_bytes)
+                    _walk(blobs, fd, path + "/", entries, on_bytes, keep)
             elif stat.S_ISREG(status.st_mode):
                 with reading(found) as fd:
                     blob = blobs.put_fd(fd, on_bytes)

@@ -44,7 +44,7 @@ from .engine import Bind, ContainerSpec, Exit, launch
 from .gang import GangNetwork, quietly
 from .ledger import Allocation
 from .outcome import Fate, Outcome, Stop, decide
-from .publish import Kept, Publisher
+from .publish import Kept, Limit, Publisher
 from .reuse import Reuse, Reused, identity, obstacle
 from .sources import Source, look_up
 from .staging import secrets_of, work_directory
@@ -175,13 +175,8 @@ class Execution:
                 exit = self._ended(capture)
                 if exit is not None and exit.code == 0 and self._stop is None:
                     outputs = self._published() if self._reused is None else dict(self._reused.outputs)
-        except BatchyardError as caught:
-            error = caught
-        except OSError as caught:
-            error = _told(caught)
-        except Exception as caught:  # a fault of ours: unsettled, the job would run again and again
-            log.exception("job %s: the attempt broke", self._claimed.id)
-            error = Permanent(f"the node could not run it: {type(caught).__name__}: {caught}")
+        except Exception as caught:
+            error = self._fault(caught)
         self._over.set()
         self._doing("")
         ended = exit.finished_at if exit is not None else time.time()
@@ -194,8 +189,11 @@ class Execution:
             strategy=self._job.retry,
             interruptions=self._claimed.interruptions,
         )
-        good = outcome.fate is Fate.SUCCEEDED
-        if good and self._reused is not None:
+        if outcome.fate is Fate.FAILED and exit is not None:
+            outputs, lacks = self._salvaged()
+            more = [lack for lack in lacks if lack not in outcome.reason]
+            outcome = replace(outcome, reason="; ".join([outcome.reason, *more]))
+        if outcome.fate is Fate.SUCCEEDED and self._reused is not None:
             outcome = replace(outcome, reason=f"not run: its outputs are those of the identical job {self.reused}")
         blob, tail, lack = self._keep_log(capture, outcome)
         if lack:
@@ -208,8 +206,17 @@ class Execution:
             log=blob,
             log_tail=tail,
             reused=self.reused,
-            memo=self._noted(outputs) if good else None,
+            memo=self._noted(outputs) if outcome.fate is Fate.SUCCEEDED else None,
         )
+
+    def _fault(self, caught: Exception) -> BatchyardError:
+        """In words. A fault of ours is logged, and no more: unsettled, the job would run again and again."""
+        if isinstance(caught, BatchyardError):
+            return caught
+        if isinstance(caught, OSError):
+            return _told(caught)
+        log.error("job %s: the attempt broke", self._claimed.id, exc_info=caught)
+        return Permanent(f"the node could not run it: {type(caught).__name__}: {caught}")
 
     def remove(self) -> None:
         """The container goes, and what is left of earlier tries to start it. May be called twice."""
@@ -425,26 +432,49 @@ class Execution:
         return capture
 
     def _published(self) -> dict[str, Kept]:
-        publisher = Publisher(
-            self._tools.blobs,
-            self._job,
-            self.folder / "work",
-            mark=AttemptMark.of(self._tools.yard_id, self._claimed.id, self._claimed.token),
-            secrets=self._tools.options.secrets,
-            confirm=self._confirm,
-            fresh_s=self._tools.config.lease_s / 3,
-            stopped=lambda: self._stop is not None,
-        )
+        publisher = self._publisher()
         try:
             return self._patiently(publisher.publish)
         except BaseException:
             publisher.clean()
             raise
 
+    def _salvaged(self) -> tuple[dict[str, Kept], list[str]]:
+        """What is kept of a job that has failed for good, and why not more."""
+        if not any(output.on_failure for output in self._job.outputs.values()):
+            return {}, []
+        publisher = self._publisher()
+        try:
+            return self._patiently(publisher.salvage)
+        except Exception as caught:
+            publisher.clean()
+            return publisher.salvaged, [f"not all outputs could be kept: {self._fault(caught)}"]
+
+    def _publisher(self) -> Publisher:
+        tools, claimed = self._tools, self._claimed
+        queue = tools.config.queues.get(claimed.queue)
+        most_gib = queue.max_output_gib if queue else None
+        return Publisher(
+            tools.blobs,
+            self._job,
+            self.folder / "work",
+            mark=AttemptMark.of(tools.yard_id, claimed.id, claimed.token),
+            secrets=tools.options.secrets,
+            limit=Limit(queue=claimed.queue, bytes=int(most_gib * 2**30)) if most_gib else None,
+            confirm=self._confirm,
+            fresh_s=tools.config.lease_s / 3,
+            stopped=lambda: self._given_up,
+        )
+
+    @property
+    def _given_up(self) -> bool:
+        """Nobody wants any more of it. Of one whose time is over, what it has written may be wanted."""
+        return self._stop not in {None, Stop.TIMEOUT}
+
     def _confirm(self) -> None:
         """Returns when Redis has said that the job is still ours, with a whole lease ahead. Raises OutputError."""
         tools, job = self._tools, self._claimed
-        while self._stop is None:
+        while not self._given_up:
             try:
                 told = tools.yard.renew(tools.options.name, {}, {job.id: job.token}, lease_s=tools.config.lease_s)
             except BrokerUnavailable as error:
@@ -456,6 +486,7 @@ class Execution:
                 self.stop(stop, reason, grace_s=0, first_signal="SIGKILL")
             if not stops:
                 return
+            break
         raise OutputError("it was not written: the job was told to stop")
 
     def _keep_log(self, capture: LogCapture | None, outcome: Outcome) -> tuple[Blob | None, str, str]:
@@ -497,7 +528,7 @@ class Execution:
                     STORE_PATIENCE_S if isinstance(error, StoreUnavailable | CopiesPinned) else ENGINE_PATIENCE_S
                 )
                 since = time.monotonic() if since is None else since
-                if self._stop is not None or time.monotonic() > since + patience_s:
+                if self._given_up or time.monotonic() > since + patience_s:
                     raise
                 log.warning("job %s waits: %s", self._claimed.id, error)
                 time.sleep(0.5)
