@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -91,6 +92,27 @@ def test_a_pipeline_that_was_run_starts_no_container_the_second_time(yard: TestY
         third = steps(pipeline(yard, seed, environment={"LANG": "C"}))
     assert len(third_time) == 3
     assert [one["outputs"] for one in third] == [one["outputs"] for one in first]
+
+
+def test_people_ask_for_it_and_see_it(
+    yard: TestYard, seed: str, batchyard: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("BROKER_URL", yard.url), ("KEY_FILE", yard.key_file), ("STORE", yard.blobs)):
+        monkeypatch.setenv(f"BATCHYARD_{name}", str(value))
+
+    def submit(*options: str) -> str:
+        words = ["--image", yard.image, "--memory-mib", "32", "--vcpus", "0.25", "--output", "t=/work/t", *options]
+        code, _, err = batchyard("submit", *words, "--wait", "--", "sh", "-c", f"echo {seed} >/work/t")
+        assert code == 0, err
+        return err.split()[0]
+
+    first, second, third = submit("--reuse"), submit("--reuse"), submit("--reuse", "--no-reuse")
+    assert ["reused", "from", first] in [line.split() for line in batchyard("status", second)[1].splitlines()]
+    assert json.loads(batchyard("status", "--json", second)[1])["reused"] == first
+    assert json.loads(batchyard("status", "--json", third)[1])["reused"] == ""
+    assert f"the identical job {first}" in "".join(batchyard("logs", second)[1:])
+    assert batchyard("ls", second)[1] == batchyard("ls", first)[1]
+    assert batchyard("get", f"{second}:t", "-")[0] == 0
 
 
 def log_of(yard: TestYard, result: Any) -> str:

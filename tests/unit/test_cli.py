@@ -16,6 +16,7 @@ from batchyard.broker.cli.doors import Doors, yard_options
 from batchyard.broker.cli.show import one_line, size, span
 from batchyard.broker.cli.submit import described
 from batchyard.broker.cli.wait import exit_code
+from batchyard.broker.definition import merge
 from batchyard.broker.endpoints import Endpoints, default_state
 from batchyard.broker.errors import InvalidConfig
 from batchyard.broker.job import Job
@@ -113,6 +114,18 @@ def test_options_and_command_are_put_over_the_job_of_a_file() -> None:
         "image": "b", "environment": {"A": "1", "B": "2"}, "command": ["new", "-x"], "vcpus": 2,
         "outputs": {"t": "/work/t"},
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("filed", "option", "reuse"),
+    [(True, None, True), (True, False, False), (False, True, True), (None, True, True), (None, False, False)],
+)
+def test_whether_a_job_is_reused_is_said_by_the_option_before_the_file(
+    filed: bool | None, option: bool | None, reuse: bool
+) -> None:
+    said = described({"image": "a", **({} if filed is None else {"reuse": filed})}, {"reuse": option}, [])
+    assert said["reuse"] is reuse
+    assert merge({"image": "b", "reuse": not reuse}, said)["reuse"] is reuse
 
 
 @pytest.mark.parametrize(
