@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeAlias
 
 from batchyard.broker.errors import IntegrityError, NotFound
 
@@ -12,6 +13,8 @@ from .sealed import BlobStore
 from .tree import blobs_of_tree
 
 _AT_ONCE = 8
+Use: TypeAlias = Callable[[Sequence[str]], Collection[str]]
+"""Hears the names of objects that somebody needs from now on; gives those that cannot be kept any more."""
 
 
 def parts(blobs: BlobStore, blob: Blob) -> frozenset[Digest]:
@@ -22,14 +25,17 @@ def parts(blobs: BlobStore, blob: Blob) -> frozenset[Digest]:
     return inner | {blob.digest}
 
 
-def all_there(blobs: BlobStore, wanted: Iterable[Blob]) -> bool:
+def all_there(blobs: BlobStore, wanted: Iterable[Blob], *, use: Use = lambda names: ()) -> bool:
     """Whether the durable store has every part of these blobs; says nothing of the content of files.
 
-    InputError: a tree that is none. StoreUnavailable.
+    use: told of all that is needed before it is looked, so that it is not deleted meanwhile. InputError: a tree that is
+    none. StoreUnavailable.
     """
     try:
         digests = frozenset[Digest]().union(*(parts(blobs, blob) for blob in wanted))
     except (NotFound, IntegrityError):  # of a tree
+        return False
+    if use(sorted(map(blobs.name, digests))):
         return False
     if len(digests) <= 1:
         return all(map(blobs.has, digests))

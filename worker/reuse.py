@@ -25,7 +25,7 @@ from batchyard.broker.seal import KeyRing
 from batchyard.broker.store import Yard
 from batchyard.cache.digest import Blob
 from batchyard.cache.sealed import BlobStore
-from batchyard.cache.whole import all_there
+from batchyard.cache.whole import Use, all_there
 
 from .publish import Kept
 from .sources import Source
@@ -100,13 +100,16 @@ class Reused:
 
 
 class Reuse:
-    """One attempt of a job that says `reuse`. folder: the attempt's own, which outlives a node that is killed.
+    """One attempt of a job that says `reuse`. folder: the attempt's own, which outlives a node that is killed. use: as
+    `all_there` has it.
 
     What goes wrong here costs a run, never the job.
     """
 
-    def __init__(self, yard: Yard, ring: KeyRing, blobs: BlobStore, folder: Path) -> None:
-        self._yard, self._ring, self._blobs = yard, ring, blobs
+    def __init__(
+        self, yard: Yard, ring: KeyRing, blobs: BlobStore, folder: Path, *, use: Use = lambda names: ()
+    ) -> None:
+        self._yard, self._ring, self._blobs, self._use = yard, ring, blobs, use
         self._file = folder / "memo"
 
     def find(self, identity: str, job: Job, say: Callable[[str], None]) -> Reused | None:
@@ -120,7 +123,7 @@ class Reuse:
             if made is None:
                 return None
             blobs = {output: Blob.from_json(dict(made.outputs[output])) for output in job.outputs}
-            if all_there(self._blobs, blobs.values()):
+            if all_there(self._blobs, blobs.values(), use=self._use):
                 return Reused(job_id=made.job_id, outputs={output: Kept(blob=blob) for output, blob in blobs.items()})
             say(f"what the identical job {made.job_id} made is not all there any more")
         except (BatchyardError, KeyError) as error:

@@ -48,7 +48,8 @@ def details(sent: Any) -> dict[str, Any]:
 
 def text(client: Client, name: str, folder: Path) -> str:
     """What is in an output, by the name that people give it: `JOB:OUTPUT`."""
-    client.get(client.digest(name), folder / "got")
+    digest, tenant = client.named(name)
+    client.get(digest, folder / "got", tenant=tenant)
     return (folder / "got").read_text()
 
 
@@ -93,6 +94,18 @@ def test_a_failed_job_keeps_what_it_was_told_to(yard: TestYard, client: Client, 
     record = client.status(sent.id)
     assert (record.state, record.result, record.outputs) == ("FAILED", None, told["outputs"])
     assert text(client, f"{sent.id}:report", tmp_path) == "bad\n"
+
+
+def test_what_a_failed_job_kept_is_an_input_of_one_that_waits_for_any_end(yard: TestYard) -> None:
+    first = yard.shell(
+        "echo bad >/work/n; exit 3", outputs={"n": {"path": "/work/n", "on_failure": True}, "t": "/work/t"}
+    )
+    details(first)
+    after = {"depends_on": [{"job_id": first.id, "on_failure": "CONTINUE"}]}
+    second = yard.shell("test $(cat /in/n) = bad", inputs={"/in/n": {"job": first.id, "from": "n"}}, **after)
+    assert second.get(timeout=60)["exit_code"] == 0
+    third = yard.shell("true", inputs={"/in/t": {"job": first.id, "from": "t"}}, **after)
+    assert yard.reason(third) == f'input "/in/t": job "{first.id}" is FAILED, so there is no output "t" of it'
 
 
 def test_a_job_without_such_outputs_fails_as_ever(yard: TestYard, client: Client) -> None:

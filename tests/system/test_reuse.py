@@ -21,12 +21,16 @@ from batchyard.cache.whole import parts
 from yardtest.stack import docker
 from yardtest.yard import TestYard, running_yard
 
+QUEUES = {
+    **{name: {"environments": ["here"]} for name in ("cpu", "tiny")},
+    "other": {"environments": ["here"], "tenant": "others"},
+}
 _numbers = itertools.count()
 
 
 @pytest.fixture(scope="module")
 def yard(tmp_path_factory: pytest.TempPathFactory, image: str) -> Iterator[TestYard]:
-    with running_yard(tmp_path_factory.mktemp("yard") / "y", image) as running:
+    with running_yard(tmp_path_factory.mktemp("yard") / "y", image, config={"queues": QUEUES}) as running:
         yield running
         running.nothing_left()
         running.healthy()
@@ -115,8 +119,8 @@ def test_people_ask_for_it_and_see_it(
     assert batchyard("get", f"{second}:t", "-")[0] == 0
 
 
-def log_of(yard: TestYard, result: Any) -> str:
-    return blobs_of(yard).read_bytes(result["log"], 1 << 20).decode()
+def log_of(yard: TestYard, result: Any, tenant: str = "") -> str:
+    return blobs_of(yard).of(tenant).read_bytes(result["log"], 1 << 20).decode()
 
 
 def blobs_of(yard: TestYard) -> BlobStore:
@@ -161,6 +165,18 @@ def test_a_damaged_note_is_no_note(yard: TestYard, seed: str, harm: Callable[[by
     again = run()
     assert "reused_from" not in again
     assert run()["reused_from"] == again["job_id"]
+
+
+def test_what_one_tenant_made_is_not_known_to_another(yard: TestYard, seed: str) -> None:
+    def run(queue: str) -> Any:
+        job = {"reuse": True, "outputs": {"t": "/work/t"}}
+        return yard.shell(f"echo {seed} >/work/t", queue=queue, **job).get(timeout=60)
+
+    first, theirs = run("cpu"), run("other")
+    assert "reused_from" not in theirs
+    assert first["job_id"] not in log_of(yard, theirs, "others")
+    assert run("cpu")["reused_from"] == first["job_id"]
+    assert run("other")["reused_from"] == theirs["job_id"]
 
 
 def test_what_failed_and_what_does_not_ask_is_run_each_time(yard: TestYard, seed: str) -> None:

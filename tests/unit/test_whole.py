@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,17 @@ def test_without_any_one_part_it_is_not_all_there(store: MemoryStore, kept: list
         assert not all_there(BlobStore(store, RING), kept), name
         store._objects = held
     assert all_there(BlobStore(store, RING), kept)
+
+
+def test_who_needs_it_says_so_before_it_is_looked_at(store: MemoryStore, kept: list[Blob]) -> None:
+    blobs, told = BlobStore(store, RING), list[str]()
+
+    def use(names: Sequence[str]) -> Collection[str]:
+        told.extend(names)
+        return names[:1]  # is being deleted
+
+    assert not all_there(blobs, kept, use=use)
+    assert sorted(told) == sorted(store.names())
 
 
 def test_a_damaged_manifest_is_none(store: MemoryStore, kept: list[Blob]) -> None:
