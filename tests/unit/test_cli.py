@@ -146,6 +146,7 @@ def test_wait_exits_with_the_jobs_exit_code(ended: Record, cancelled: bool, code
 
 def test_a_record_in_one_line_says_state_node_reason_and_exit_code() -> None:
     assert one_line(record("FAILED", 3, node="n1", reason="it broke")) == "j1 FAILED on n1: it broke (exit 3)"
+    assert one_line(record("SUCCEEDED", 0, reused="j0")) == "j1 SUCCEEDED (exit 0), not run: reused from j0"
     assert one_line(record("RUNNING", node="n1", reason="the node drained")) == "j1 RUNNING on n1"
 
 
