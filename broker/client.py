@@ -418,7 +418,7 @@ class Client:
             raise InvalidConfig(f'"{name}" names no blob; give DIGEST (sha256:…) or JOB:OUTPUT')
         job_id = self.whole_id(job_id)
         record = self.status(job_id)
-        outputs = (record.result or {}).get("outputs") or {}
+        outputs = record.outputs
         if output not in outputs:
             if record.array is not None:
                 raise NotFound(f'job "{job_id}" is an array; its children have outputs: {job_id}:0:{output}')

@@ -68,6 +68,7 @@ class Queue(_Frozen):
     has been ready for so long, of the third one for twice as long.
     fair_share: without one, jobs go by their priority, then in the order of arrival. max_concurrent: jobs at once.
     tenant: whose blobs its jobs read and write. Jobs of one tenant learn nothing of another's; '' is the yard's own.
+    max_output_gib: what the outputs of one job may have together.
     """
 
     priority: int = 1
@@ -81,6 +82,7 @@ class Queue(_Frozen):
     fair_share: FairShare | None = None
     max_concurrent: Annotated[int, Field(ge=1)] | None = None
     tenant: Tenant = ""
+    max_output_gib: Annotated[float, Field(gt=0, le=2**30, allow_inf_nan=False)] | None = None
 
 
 class Made(_Frozen):

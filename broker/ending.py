@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from celery import states
@@ -130,7 +131,16 @@ class Outbox:
         return self._followups.failed(sent, failure(job_id, reason))
 
 
-def failure(job_id: str, reason: str, *, exit_code: int | None = None, log_tail: str = "") -> JobFailed:
-    """The exception that a producer gets."""
+def failure(
+    job_id: str,
+    reason: str,
+    *,
+    exit_code: int | None = None,
+    log_tail: str = "",
+    outputs: Mapping[str, object] | None = None,
+) -> JobFailed:
+    """The exception that a producer gets. outputs: those that were kept all the same."""
     details: dict[str, object] = {"exit_code": exit_code, "reason": reason, "log_tail": log_tail, "job_id": job_id}
+    if outputs:
+        details["outputs"] = dict(outputs)
     return JobFailed(f"job {job_id} failed: {reason}", details)

@@ -10,6 +10,7 @@
     │   ├── StartError       the container cannot be started as asked (command not found …)
     │   ├── InputError       an input cannot be given to the job
     │   ├── OutputError      a declared output is missing or not allowed
+    │   │   └── OutputMissing    there is nothing of it
     │   └── IntegrityError   bytes are not what their name or seal says
     ├── JobFailed            what a producer's AsyncResult.get() raises
     └── Retryable            the world may have changed by the next try
@@ -77,6 +78,10 @@ class OutputError(Permanent):
     """`output "table": …`."""
 
 
+class OutputMissing(OutputError):
+    """`output "table": /work/t was not written by the job`."""
+
+
 class IntegrityError(Permanent):
     """Bytes that are not what their digest or seal says."""
 
@@ -114,7 +119,8 @@ class JobFailed(BatchyardError):
     """A job's failure as its producer sees it.
 
     args == (message, {"exit_code": int | None, "reason": str, "log_tail": str, "job_id": str}), JSON types only, so
-    that a producer without this class gets the same args in the exception that Celery makes up for it.
+    that a producer without this class gets the same args in the exception that Celery makes up for it. Where outputs
+    were kept all the same, "outputs" is there too, as in a result.
     """
 
     def __init__(self, message: str, details: dict[str, object]) -> None:

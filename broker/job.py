@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from . import arrays, dependencies, rules
+from . import arrays, dependencies, globs, rules
 from . import uri as uris
 from .dependencies import Dependency, JobId
 from .errors import InvalidJob
@@ -115,13 +115,20 @@ class Input(OrText):
 class Output(OrText):
     """A file or directory below /work that is kept at the end. A string stands for `{"path": …}`.
 
+    A path with `*`, `?` or `[…]` in it is a pattern, and `**` stands for any number of directories: what matches is
+    kept as a directory, below it as it lies below the part before the pattern. `[*]` is a plain `*`.
+
     `to`, s3://BUCKET/KEY or s3://BUCKET/PREFIX/, is where it is written too, with `credentials`: the name of a secret
     on the node. A directory needs a prefix, and lies below it; a file that goes to a prefix keeps its name.
+
+    `on_failure`: also when the job fails, as far as it is there. `max_mib`: larger, it is not kept, and the job fails.
     """
 
     path: ContainerPath
     to: str | None = None
     credentials: SecretName | None = None
+    on_failure: bool = False
+    max_mib: Annotated[float, Field(gt=0, le=2**40, allow_inf_nan=False)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -134,11 +141,15 @@ class Output(OrText):
             uris.parse_s3(self.to)
         if (self.to is None) != (self.credentials is None):
             raise ValueError('"to" and "credentials", the name of a secret on the node, go together')
+        if self.to is not None and not self.to.endswith("/") and globs.is_pattern(self.path):
+            raise ValueError(f'"path" is a pattern, which gives a directory; end "to" with a /: {self.to}/')
+        if any(name != "**" and "**" in name for name in self.path.split("/")):
+            raise ValueError('"**" stands for directories, alone between two "/", such as /work/**/*.csv')
         return self
 
     @model_serializer(mode="wrap")
     def _short_again(self, dump: SerializerFunctionWrapHandler) -> Any:
-        return self.path if self.to is None else dump(self)
+        return self.path if self == Output(path=self.path) else dump(self)
 
 
 class Job(Frozen):
@@ -156,6 +167,7 @@ class Job(Frozen):
     gpu_type: GpuType | None = None
     disk_gib: Annotated[float, Field(ge=0, le=2**20, allow_inf_nan=False)] = 1.0
     parameters: dict[str, Text] = {}
+    reuse: bool = False
     inputs: dict[ContainerPath, Input] = {}
     outputs: dict[OutputName, Output] = {}
     nodes: Nodes | None = None
@@ -199,6 +211,8 @@ class Job(Frozen):
             raise InvalidJob("gpu_type", self.gpu_type, "goes with gpus; say how many")
         if self.on_demand_after is not None and self.nodes is not None:
             raise InvalidJob("on_demand_after", self.on_demand_after, "does not go with nodes; leave it out")
+        if self.reuse and self.nodes is not None:
+            raise InvalidJob("reuse", self.reuse, "is not for a job on several nodes; leave reuse or nodes out")
         if self.evaluate_on_exit and "attempts" not in self.model_fields_set:
             raise InvalidJob("evaluate_on_exit", "…", "needs attempts; say how often the job may run at most")
         dependencies.check(self.depends_on, self.array_size)
@@ -287,7 +301,7 @@ def _first(error: ValidationError) -> InvalidJob:
     elif first["type"] == "extra_forbidden":
         rule = rules.no_such_field(str(first["loc"][-1]), _fields_at(field))
     elif first["type"] in {"model_type", "dict_type"} and field.startswith("outputs."):
-        rule = 'must be a path below /work, or {"path": …, "to": "s3://…", "credentials": "<name of a secret>"}'
+        rule = 'must be a path below /work, or an object such as {"path": …, "on_failure": true}'
     elif first["type"] == "model_type" and field.startswith("inputs."):
         rule = 'must be "sha256:…", a URI, or an object such as {"from": "<output name>"}'
     elif first["type"] == "model_type" and field == "nodes":

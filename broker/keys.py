@@ -85,6 +85,11 @@ def dependants(job_id: str) -> str:
     return f"by:dependants:{job_id}"
 
 
+def memo(name: str) -> str:
+    """String with expiry, sealed: what a job made that may be reused, by the name of what it was."""
+    return f"by:memo:{name}"
+
+
 def states(queue: str) -> str:
     """Hash: state -> jobs of the queue in it; of SUCCEEDED and FAILED, how many ended so since the yard began."""
     return f"by:states:{queue}"

@@ -58,6 +58,8 @@ class Record:
     losses: runs that ended with their node; interruptions: those and all others that are not counted as attempts and
     bounded by `infrastructure_retries`. array: of a parent, its children; parent, index: of such a child. gang: on how
     many nodes it runs, 0 for a plain job; main: which of them is the main one. tenant: whose blobs it reads and writes.
+    outputs: name → blob as JSON; of a failed job those that were to be kept all the same. reused: the job that made the
+    outputs; this one was not run.
     """
 
     id: str
@@ -95,6 +97,8 @@ class Record:
     gpu_type: str = ""
     consumables: Mapping[str, int] = field(default_factory=dict)
     tenant: str = ""
+    outputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    reused: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """JSON types only."""
@@ -195,7 +199,7 @@ def from_hash(job_id: str, own: Mapping[bytes, bytes], parent: Mapping[bytes, by
         return float(value) if value else None
 
     attempts = tuple(Attempt.loads(line) for line in (text("attempts") or "").split("\n") if line)
-    exit_code, result = text("exit_code"), text("result")
+    exit_code, result = text("exit_code"), json.loads(text("result") or "null")
     return Record(
         id=job_id,
         state=State(text("state") or "SUBMITTED"),
@@ -218,7 +222,7 @@ def from_hash(job_id: str, own: Mapping[bytes, bytes], parent: Mapping[bytes, by
         interruptions=int(number("interruptions") or 0),
         depends_on=_depends_on(job_id, h),
         cancelling=b"cancel" in h,
-        result=json.loads(result) if result else None,
+        result=result,
         log=text("log"),
         progress=text("progress") or "",
         definition=text("definition") or "",
@@ -232,6 +236,8 @@ def from_hash(job_id: str, own: Mapping[bytes, bytes], parent: Mapping[bytes, by
         gpu_type=text("gpu_type") or "",
         consumables=json.loads(text("tokens") or "{}"),
         tenant=text("tenant") or "",
+        outputs=(result or {}).get("outputs") or json.loads(text("outputs") or "{}"),
+        reused=text("reused") or "",
     )
 
 

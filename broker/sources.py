@@ -30,7 +30,8 @@ def size_of(yard: Yard, job_id: str, tenant: str) -> int | None:
 def outputs_of(
     yard: Yard, job_id: str, size: int, name: str, tenant: str, *, some: bool
 ) -> dict[int, Mapping[str, Any]]:
-    """Those of the children of an array, by index. some: only of children that have succeeded.
+    """Those of the children of an array, by index. some: only of children that have succeeded,
+    or kept it all the same.
 
     Raises InputError, BrokerUnavailable.
     """
@@ -39,7 +40,7 @@ def outputs_of(
         indices = range(at, min(size, at + CHUNK))
         told = _look(yard, [f"{job_id}:{n}" for n in indices], tenant)
         for n, (state, result) in zip(indices, told, strict=True):
-            if state == State.SUCCEEDED or not some:
+            if state == State.SUCCEEDED or name in result or not some:
                 outputs[n] = _named(f"{job_id}:{n}", name, state, result)
     return outputs
 
@@ -52,18 +53,20 @@ def _look(yard: Yard, ids: list[str], tenant: str) -> list[tuple[str, Mapping[st
     """State ('' where there is no record of this tenant's) and outputs."""
     pipe = yard.redis.pipeline(transaction=False)
     for job_id in ids:
-        pipe.hmget(keys.job(job_id), "state", "result", "tenant")
-    found: list[tuple[bytes | None, bytes | None, bytes | None]] = yard.guard(pipe.execute)
+        pipe.hmget(keys.job(job_id), "state", "tenant", "result", "outputs")
+    found: list[tuple[bytes | None, ...]] = yard.guard(pipe.execute)
     return [
-        ((state or b"").decode(), json.loads(result)["outputs"] if result else {}) if _is_of(tenant, of) else ("", {})
-        for state, result, of in found
+        ((state or b"").decode(), json.loads(result)["outputs"] if result else json.loads(kept or b"{}"))
+        if _is_of(tenant, of)
+        else ("", {})
+        for state, of, result, kept in found
     ]
 
 
 def _named(job_id: str, name: str, state: str, outputs: Mapping[str, Any]) -> Mapping[str, Any]:
     if not state:
         raise InputError(f'there is no record of job "{job_id}" any more; run it again')
-    if state != State.SUCCEEDED:
+    if state != State.SUCCEEDED and name not in outputs:
         raise InputError(f'job "{job_id}" is {state}, so there is no output "{name}" of it')
     found = outputs.get(name)
     if not isinstance(found, Mapping):

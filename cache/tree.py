@@ -41,26 +41,33 @@ _EXECUTABLE = 0o111
 _Part: TypeAlias = File | tuple[Pack, list[tuple[File, int]]]
 
 
-def put_tree(blobs: BlobStore, root: Path | int, on_bytes: OnBytes | None = None) -> Blob:
+def put_tree(
+    blobs: BlobStore,
+    root: Path | int,
+    on_bytes: OnBytes | None = None,
+    *,
+    keep: Callable[[str], bool] = lambda path: True,
+) -> Blob:
     """Keep a directory, given as a path or an open directory, durable when it returns.
 
+    keep: of what lies in it, whether it is in the tree, by its path; what is in a directory that is not is not either.
     Follows no symlink and reads nothing outside of `root`, whatever changes meanwhile. OutputError: a fifo, socket or
     device in it, a symlink that does not lead to something in it, a file that cannot be read or changes.
     """
     if isinstance(root, int):
-        return _put(blobs, root, on_bytes)
+        return _put(blobs, root, on_bytes, keep)
     try:
         fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise OutputError(f'"{root}" cannot be read as a directory: {error.strerror}') from error
     try:
-        return _put(blobs, fd, on_bytes)
+        return _put(blobs, fd, on_bytes, keep)
     finally:
         os.close(fd)
 
 
-def _put(blobs: BlobStore, root: int, on_bytes: OnBytes | None) -> Blob:
-    walk = _Walk(blobs, on_bytes)
+def _put(blobs: BlobStore, root: int, on_bytes: OnBytes | None, keep: Callable[[str], bool]) -> Blob:
+    walk = _Walk(blobs, on_bytes, keep)
     try:
         walk.folder(root, "")
         return blobs.put_bytes(encode(walk.entries, walk.packer.end()), "tree")
@@ -71,15 +78,15 @@ def _put(blobs: BlobStore, root: int, on_bytes: OnBytes | None) -> Blob:
 class _Walk:
     """Takes a directory in the order of its manifest, so that no more than one pack is in memory."""
 
-    def __init__(self, blobs: BlobStore, on_bytes: OnBytes | None) -> None:
-        self._blobs, self._on_bytes = blobs, on_bytes
+    def __init__(self, blobs: BlobStore, on_bytes: OnBytes | None, wanted: Callable[[str], bool]) -> None:
+        self._blobs, self._on_bytes, self._wanted = blobs, on_bytes, wanted
         self._untold = 0
         self.entries: list[Entry] = []
         self.packer = Packer(self._keep)
 
     def folder(self, folder: int, prefix: str) -> None:
         with _readable(prefix or "."):
-            names = sorted(os.listdir(folder))
+            names = sorted(name for name in os.listdir(folder) if self._wanted(prefix + name))
         for name in names:
             path = prefix + name
             if len(self.entries) >= MOST_ENTRIES:

@@ -9,7 +9,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,6 +33,7 @@ from batchyard.broker.errors import (
 from batchyard.broker.gang import variables
 from batchyard.broker.job import Job
 from batchyard.broker.record import Claimed
+from batchyard.broker.recorder import Effect
 from batchyard.cache.deliver import AttemptMark
 from batchyard.cache.digest import Blob, Digest
 from batchyard.cache.held import CopiesPinned
@@ -43,8 +44,9 @@ from .engine import Bind, ContainerSpec, Exit, launch
 from .gang import GangNetwork, quietly
 from .ledger import Allocation
 from .outcome import Fate, Outcome, Stop, decide
-from .publish import Kept, Publisher
-from .sources import look_up
+from .publish import Kept, Limit, Publisher
+from .reuse import Reuse, Reused, identity, obstacle
+from .sources import Source, look_up
 from .staging import secrets_of, work_directory
 from .tools import Tools
 
@@ -59,7 +61,10 @@ _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,199}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """How an attempt ended. Times in epoch seconds; log_tail: the last of what the command wrote."""
+    """How an attempt ended. Times in epoch seconds; log_tail: the last of what the command wrote.
+
+    reused: the job that made the outputs, where this one was not run. memo: notes its success for later ones.
+    """
 
     outcome: Outcome
     started: float | None
@@ -67,6 +72,8 @@ class Finished:
     outputs: dict[str, Kept] = field(default_factory=dict)
     log: Blob | None = None
     log_tail: str = ""
+    reused: str = ""
+    memo: Effect | None = None
 
 
 class Execution:
@@ -94,6 +101,11 @@ class Execution:
         self._secrets: dict[str, str] = {}
         self._going, self._main_at = threading.Event(), ""
         self._network = _gang_network(tools, claimed, job)
+        ring = tools.yard.ring.of(tools.tenant) if job.reuse else None
+        self._reuse = Reuse(tools.yard, ring, tools.blobs, self.folder) if ring else None
+        self._reused: Reused | None = None
+        self._image = job.image
+        self._sources: Mapping[str, Source] | None = None
         # What a main member says and does is the job's.
         self._shown_id = claimed.job_id if claimed.member is None or claimed.member.is_main else claimed.id
         if container is not None:  # before anything is staged for others, also where the index was lost
@@ -103,6 +115,11 @@ class Execution:
     @property
     def stopped(self) -> Stop | None:
         return self._stop
+
+    @property
+    def reused(self) -> str:
+        """The job that made the outputs, where this one was not run."""
+        return self._reused.job_id if self._reused is not None else ""
 
     def stop(self, stop: Stop, why: str, *, grace_s: float | None, first_signal: str) -> None:
         with self._lock:
@@ -157,14 +174,9 @@ class Execution:
                 capture = self._log()
                 exit = self._ended(capture)
                 if exit is not None and exit.code == 0 and self._stop is None:
-                    outputs = self._published()
-        except BatchyardError as caught:
-            error = caught
-        except OSError as caught:
-            error = _told(caught)
-        except Exception as caught:  # a fault of ours: unsettled, the job would run again and again
-            log.exception("job %s: the attempt broke", self._claimed.id)
-            error = Permanent(f"the node could not run it: {type(caught).__name__}: {caught}")
+                    outputs = self._published() if self._reused is None else dict(self._reused.outputs)
+        except Exception as caught:
+            error = self._fault(caught)
         self._over.set()
         self._doing("")
         ended = exit.finished_at if exit is not None else time.time()
@@ -177,10 +189,34 @@ class Execution:
             strategy=self._job.retry,
             interruptions=self._claimed.interruptions,
         )
+        if outcome.fate is Fate.FAILED and exit is not None:
+            outputs, lacks = self._salvaged()
+            more = [lack for lack in lacks if lack not in outcome.reason]
+            outcome = replace(outcome, reason="; ".join([outcome.reason, *more]))
+        if outcome.fate is Fate.SUCCEEDED and self._reused is not None:
+            outcome = replace(outcome, reason=f"not run: its outputs are those of the identical job {self.reused}")
         blob, tail, lack = self._keep_log(capture, outcome)
         if lack:
             outcome = replace(outcome, reason=f"{outcome.reason}; its log could not be kept: {lack}")
-        return Finished(outcome=outcome, started=self.started, ended=ended, outputs=outputs, log=blob, log_tail=tail)
+        return Finished(
+            outcome=outcome,
+            started=self.started,
+            ended=ended,
+            outputs=outputs,
+            log=blob,
+            log_tail=tail,
+            reused=self.reused,
+            memo=self._noted(outputs) if outcome.fate is Fate.SUCCEEDED else None,
+        )
+
+    def _fault(self, caught: Exception) -> BatchyardError:
+        """In words. A fault of ours is logged, and no more: unsettled, the job would run again and again."""
+        if isinstance(caught, BatchyardError):
+            return caught
+        if isinstance(caught, OSError):
+            return _told(caught)
+        log.error("job %s: the attempt broke", self._claimed.id, exc_info=caught)
+        return Permanent(f"the node could not run it: {type(caught).__name__}: {caught}")
 
     def remove(self) -> None:
         """The container goes, and what is left of earlier tries to start it. May be called twice."""
@@ -207,6 +243,8 @@ class Execution:
     def _ended(self, capture: LogCapture) -> Exit | None:
         """The container's exit; None when it was stopped before it ran."""
         if self._container is None:
+            if self._found(capture):
+                return Exit(code=0, oom=False, started_at=time.time(), finished_at=time.time())
             binds = self._patiently(lambda: self._stage(capture))
             self._wait_for_main(capture)
             self._patiently(lambda: self._launch(capture, binds))
@@ -259,18 +297,46 @@ class Execution:
         timer.start()
         return timer
 
-    def _stage(self, capture: LogCapture) -> list[Bind]:
+    def _found(self, capture: LogCapture) -> bool:
+        """Whether an identical job's outputs take the place of a run. From here on its image is a certain one."""
+        if self._reuse is None:
+            return False
+        if lack := obstacle(self._job):
+            capture.platform(f"it is run anyway: {lack}, so it is not known to be identical to any other")
+            self._reuse = None
+            return False
+        self._tools.puller.forget(self._job.image)  # the name may lead to another one by now
+        self._image = self._patiently(lambda: self._pulled(capture))
+        sources = self._patiently(self._looked_up)
+        told = identity(self._job, image=self._image, sources=sources, index=self._claimed.index)
+        self._reused = self._reuse.find(told, self._job, say=capture.platform) if self._stop is None else None
+        return self._reused is not None
+
+    def _noted(self, outputs: Mapping[str, Kept]) -> Effect | None:
+        if self._reuse is None or self._reused is not None:
+            return None
+        return self._reuse.note(self._claimed.id, outputs, keep_s=self._tools.config.retention_s)
+
+    def _looked_up(self) -> Mapping[str, Source]:
+        if self._sources is None:
+            self._sources = look_up(self._tools.yard, self._job, self._claimed, self._tools.tenant)
+        return self._sources
+
+    def _pulled(self, capture: LogCapture) -> str:
         image = self._job.image
-        self._tools.puller.ensure(
+        return self._tools.puller.ensure(
             image,
             pulling=lambda: capture.platform(f"pulling image {image}"),
             stopped=lambda: self._stop is not None,
         )
+
+    def _stage(self, capture: LogCapture) -> list[Bind]:
+        self._pulled(capture)
         self._tries += 1
         binds = self._tools.stage.binds(
             self._job,
             self.folder.name,
-            sources=look_up(self._tools.yard, self._job, self._claimed, self._tools.tenant),
+            sources=self._looked_up(),
             stopped=lambda: self._stop is not None,
             say=lambda text: self._say(capture, text),
         )
@@ -324,7 +390,7 @@ class Execution:
             self._signal("SIGTERM", self._tools.options.stop_grace_s)
 
     def _spec(self, binds: list[Bind]) -> ContainerSpec:
-        tools, job = self._tools, self._job
+        tools, job = self._tools, self._job.model_copy(update={"image": self._image})
         gpus = [gpu for gpu in tools.options.gpus if gpu.id in self._allocation.gpus]
         identity = Identity(
             yard=tools.yard_id,
@@ -366,26 +432,49 @@ class Execution:
         return capture
 
     def _published(self) -> dict[str, Kept]:
-        publisher = Publisher(
-            self._tools.blobs,
-            self._job,
-            self.folder / "work",
-            mark=AttemptMark.of(self._tools.yard_id, self._claimed.id, self._claimed.token),
-            secrets=self._tools.options.secrets,
-            confirm=self._confirm,
-            fresh_s=self._tools.config.lease_s / 3,
-            stopped=lambda: self._stop is not None,
-        )
+        publisher = self._publisher()
         try:
             return self._patiently(publisher.publish)
         except BaseException:
             publisher.clean()
             raise
 
+    def _salvaged(self) -> tuple[dict[str, Kept], list[str]]:
+        """What is kept of a job that has failed for good, and why not more."""
+        if not any(output.on_failure for output in self._job.outputs.values()):
+            return {}, []
+        publisher = self._publisher()
+        try:
+            return self._patiently(publisher.salvage)
+        except Exception as caught:
+            publisher.clean()
+            return publisher.salvaged, [f"not all outputs could be kept: {self._fault(caught)}"]
+
+    def _publisher(self) -> Publisher:
+        tools, claimed = self._tools, self._claimed
+        queue = tools.config.queues.get(claimed.queue)
+        most_gib = queue.max_output_gib if queue else None
+        return Publisher(
+            tools.blobs,
+            self._job,
+            self.folder / "work",
+            mark=AttemptMark.of(tools.yard_id, claimed.id, claimed.token),
+            secrets=tools.options.secrets,
+            limit=Limit(queue=claimed.queue, bytes=int(most_gib * 2**30)) if most_gib else None,
+            confirm=self._confirm,
+            fresh_s=tools.config.lease_s / 3,
+            stopped=lambda: self._given_up,
+        )
+
+    @property
+    def _given_up(self) -> bool:
+        """Nobody wants any more of it. Of one whose time is over, what it has written may be wanted."""
+        return self._stop not in {None, Stop.TIMEOUT}
+
     def _confirm(self) -> None:
         """Returns when Redis has said that the job is still ours, with a whole lease ahead. Raises OutputError."""
         tools, job = self._tools, self._claimed
-        while self._stop is None:
+        while not self._given_up:
             try:
                 told = tools.yard.renew(tools.options.name, {}, {job.id: job.token}, lease_s=tools.config.lease_s)
             except BrokerUnavailable as error:
@@ -397,6 +486,7 @@ class Execution:
                 self.stop(stop, reason, grace_s=0, first_signal="SIGKILL")
             if not stops:
                 return
+            break
         raise OutputError("it was not written: the job was told to stop")
 
     def _keep_log(self, capture: LogCapture | None, outcome: Outcome) -> tuple[Blob | None, str, str]:
@@ -438,7 +528,7 @@ class Execution:
                     STORE_PATIENCE_S if isinstance(error, StoreUnavailable | CopiesPinned) else ENGINE_PATIENCE_S
                 )
                 since = time.monotonic() if since is None else since
-                if self._stop is not None or time.monotonic() > since + patience_s:
+                if self._given_up or time.monotonic() > since + patience_s:
                     raise
                 log.warning("job %s waits: %s", self._claimed.id, error)
                 time.sleep(0.5)

@@ -162,7 +162,10 @@ class Run:
         }
         good = outcome.fate is Fate.SUCCEEDED
         if good:
-            fields["result"] = json.dumps(result)
+            fields |= {"result": json.dumps(result), **({"reused": end.reused} if end.reused else {})}
+            effects = [*effects, *([end.memo] if end.memo is not None else [])]
+        elif end.outputs and outcome.fate is Fate.FAILED:
+            fields["outputs"] = json.dumps(result["outputs"])
         written = self._tools.yard.settle(
             self.claimed,
             State.SUCCEEDED if good else State.FAILED,
@@ -185,7 +188,10 @@ class Run:
             if outcome.fate is Fate.REVOKED:
                 return followups.revoked(message, outcome.reason), outcome
             job_id = self.claimed.job_id
-            error = ending.failure(job_id, outcome.reason, exit_code=outcome.exit_code, log_tail=end.log_tail)
+            outputs = {name: kept.as_json() for name, kept in end.outputs.items()}
+            error = ending.failure(
+                job_id, outcome.reason, exit_code=outcome.exit_code, log_tail=end.log_tail, outputs=outputs
+            )
             return followups.failed(message, error), outcome
         except CannotFollow as error:
             reason = str(error) if outcome.fate is Fate.SUCCEEDED else f"{outcome.reason}; {error}"
@@ -209,6 +215,7 @@ class Run:
             "created": self.claimed.created,
             "started": end.started,
             "ended": end.ended,
+            **({"reused_from": end.reused} if end.reused else {}),
         }
 
     def _record(self, end: Finished, outcome: Outcome) -> Attempt:

@@ -57,11 +57,10 @@ def _as_json(r: Record, members: Sequence[Record] | None) -> dict[str, Any]:
 
 
 def _print_record(r: Record, members: Sequence[Record]) -> None:
-    outputs = (r.result or {}).get("outputs") or {}
     facts = [
         ("id", r.id), ("name", r.name), ("state", str(r.state)), ("array", r.array.told() if r.array else ""),
         ("nodes", str(r.gang or "")),
-        ("reason" if r.state.ended else "last reason", r.reason), ("progress", r.progress),
+        ("reason" if r.state.ended else "last reason", r.reason), ("reused from", r.reused), ("progress", r.progress),
         ("exit code", "" if r.exit_code is None else str(r.exit_code)), ("queue", r.queue), ("image", r.image),
         ("definition", r.definition),
         ("demand", f"{r.vcpus:g} vCPU, {r.memory_mib} MiB, {r.gpus} {f'{r.gpu_type} ' if r.gpu_type else ''}GPU, "
@@ -77,7 +76,7 @@ def _print_record(r: Record, members: Sequence[Record]) -> None:
     facts += [(f"attempt {n}", _attempt(a)) for n, a in enumerate(r.attempts, 1)]
     facts += [
         (f"output {name}", f"{o.get('digest')} ({o.get('kind')}, {show.size(o.get('size') or 0)})")
-        for name, o in outputs.items()
+        for name, o in r.outputs.items()
     ]
     show.print_facts(facts)
 

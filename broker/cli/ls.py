@@ -82,16 +82,15 @@ def _job(client: Client, name: str) -> Record | None:
 
 
 def _print_outputs(record: Record, *, as_json: bool) -> None:
-    outputs: Mapping[str, Mapping[str, Any]] = (record.result or {}).get("outputs") or {}
     if as_json:
-        print_json([{"name": name, **blob} for name, blob in outputs.items()])
+        print_json([{"name": name, **blob} for name, blob in record.outputs.items()])
         return
     if record.array is not None:
         click.echo(f"{record.array.told()}; `batchyard ls --array {record.id}` lists them")
         return
     rows = [
         (name, str(o.get("kind")), show.size(o.get("size") or 0), str(o.get("digest") or o.get("uri") or ""))
-        for name, o in outputs.items()
+        for name, o in record.outputs.items()
     ]
     show.print_table(
         ("NAME", "KIND", "SIZE", "DIGEST"),

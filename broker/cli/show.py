@@ -121,9 +121,10 @@ def took(record: Record, now_s: float) -> str:
 
 
 def one_line(record: Record) -> str:
-    """`<id> FAILED on n1: <reason> (exit 3)`; of an array also its children, by state."""
+    """`<id> FAILED on n1: <reason> (exit 3)`; of an array also its children by state, and whether it was not run."""
     where = f" on {record.node}" if record.node else ""
     why = f": {record.reason}" if record.reason and record.state in {"FAILED", "RUNNABLE"} else ""
     code = "" if record.exit_code is None else f" (exit {record.exit_code})"
     children = f" ({record.array.told()})" if record.array else ""
-    return f"{record.id} {record.state}{where}{why}{code}{children}"
+    reused = f", not run: reused from {record.reused}" if record.reused else ""
+    return f"{record.id} {record.state}{where}{why}{code}{children}{reused}"

@@ -41,6 +41,7 @@ _FIELDS = (
     "array_size",
     "on_demand_after",
     "nodes",
+    "reuse",
 )
 _MAPS = {
     "environment": "env",
@@ -139,6 +140,12 @@ _EXAMPLES = examples(
     "--profile", type=click.Choice(["strict", "aws"]), help="How the container is confined.  [default: strict]"
 )
 @click.option("--network", type=click.Choice(["none", "bridge", "host"]), help="[default: none in profile strict]")
+@click.option(
+    "--reuse/--no-reuse",
+    default=None,
+    help="Whether the outputs of an identical job that has succeeded will do, and this one need not run.  "
+    "[default: --no-reuse]",
+)
 @click.option("--nodes", type=int, help="Run on so many nodes at once, one container each.")
 @click.option("--user", metavar="UID[:GID]", help="Who the command runs as.")
 @click.option(

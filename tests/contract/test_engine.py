@@ -64,6 +64,14 @@ def test_an_image_is_present_by_its_digest_or_not_at_all(engine: Engine, make: M
     assert engine.image_present("batchyard-test/none:1") is None
 
 
+def test_a_container_is_of_an_image_that_is_named_by_its_digest(engine: Engine, make: Make) -> None:
+    spec = make("true")
+    digest = engine.image_present(spec.image)
+    assert digest is not None
+    container = launch(engine, replace(spec, image=digest), say=print)
+    assert engine.wait(container).code == 0
+
+
 def test_an_image_that_nobody_has_is_an_image_error(engine: Engine, make: Make) -> None:
     with pytest.raises((ImageError, ImageUnavailable), match="localhost:1/none"):  # by a registry that is not there
         engine.pull("localhost:1/none:1")

@@ -16,6 +16,7 @@ from batchyard.broker.cli.doors import Doors, yard_options
 from batchyard.broker.cli.show import one_line, size, span
 from batchyard.broker.cli.submit import described
 from batchyard.broker.cli.wait import exit_code
+from batchyard.broker.definition import merge
 from batchyard.broker.endpoints import Endpoints, default_state
 from batchyard.broker.errors import InvalidConfig
 from batchyard.broker.job import Job
@@ -116,6 +117,18 @@ def test_options_and_command_are_put_over_the_job_of_a_file() -> None:
 
 
 @pytest.mark.parametrize(
+    ("filed", "option", "reuse"),
+    [(True, None, True), (True, False, False), (False, True, True), (None, True, True), (None, False, False)],
+)
+def test_whether_a_job_is_reused_is_said_by_the_option_before_the_file(
+    filed: bool | None, option: bool | None, reuse: bool
+) -> None:
+    said = described({"image": "a", **({} if filed is None else {"reuse": filed})}, {"reuse": option}, [])
+    assert said["reuse"] is reuse
+    assert merge({"image": "b", "reuse": not reuse}, said)["reuse"] is reuse
+
+
+@pytest.mark.parametrize(
     ("ended", "cancelled", "code"),
     [
         (record("SUCCEEDED", 0), False, 0),
@@ -133,6 +146,7 @@ def test_wait_exits_with_the_jobs_exit_code(ended: Record, cancelled: bool, code
 
 def test_a_record_in_one_line_says_state_node_reason_and_exit_code() -> None:
     assert one_line(record("FAILED", 3, node="n1", reason="it broke")) == "j1 FAILED on n1: it broke (exit 3)"
+    assert one_line(record("SUCCEEDED", 0, reused="j0")) == "j1 SUCCEEDED (exit 0), not run: reused from j0"
     assert one_line(record("RUNNING", node="n1", reason="the node drained")) == "j1 RUNNING on n1"
 
 

@@ -166,7 +166,7 @@ class FakeEngine:
 
     def create(self, spec: ContainerSpec) -> str:
         self._call("create")
-        if spec.image not in self.images:
+        if spec.image not in {*self.images, *self.images.values()}:
             raise ImageError(f'image "{spec.image}" is not on this node')
         if not self._known(spec.network):
             raise StartError(f"a container of image {spec.image!r} cannot be created: no network {spec.network}")

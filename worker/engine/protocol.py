@@ -37,10 +37,10 @@ class Bind:
 class ContainerSpec:
     """All that an engine has to know to create a container.
 
-    `vcpus` and `memory_mib` are hard limits, and swap is off. `network` is `none`, `bridge`, `host`,
-    `container:ID` to join the network of another container, or the name of one. `command` and `entrypoint` of None,
-    `user` and `working_dir` of None mean the image's own. `tmpfs` maps a path to mount options. `gpus` are device ids
-    of the driver (UUIDs), `devices` are device nodes of the host.
+    `image` is a name, or the digest that `image_present` gave. `vcpus` and `memory_mib` are hard limits, and swap is
+    off. `network` is `none`, `bridge`, `host`, `container:ID` to join the network of another container, or the name of
+    one. `command` and `entrypoint` of None, `user` and `working_dir` of None mean the image's own. `tmpfs` maps a path
+    to mount options. `gpus` are device ids of the driver (UUIDs), `devices` are device nodes of the host.
     """
 
     image: str
