@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -41,12 +42,15 @@ from .capture import LogCapture
 from .container import Identity, container_spec
 from .engine import Bind, ContainerSpec, Exit, launch
 from .gang import GangNetwork, quietly
+from .image_blob import ImageBlob
 from .ledger import Allocation
 from .outcome import Fate, Outcome, Stop, decide
+from .progress import Progress
 from .publish import Kept, Publisher
 from .sources import look_up
 from .staging import secrets_of, work_directory
 from .tools import Tools
+from .writable import writable
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -96,8 +100,9 @@ class Execution:
         self._network = _gang_network(tools, claimed, job)
         # What a main member says and does is the job's.
         self._shown_id = claimed.job_id if claimed.member is None or claimed.member.is_main else claimed.id
+        self._image = ImageBlob.of(job.image, tools.stage.copies)
         if container is not None:  # before anything is staged for others, also where the index was lost
-            tools.stage.copies.pin(self.folder.name, self._digests())
+            tools.stage.copies.pin(self.folder.name, self._digests(unpack=False), unpacked=self._digests(unpack=True))
 
     # -- from other threads
     @property
@@ -152,7 +157,8 @@ class Execution:
         outputs: dict[str, Kept] = {}
         capture: LogCapture | None = None
         try:
-            with self._tools.stage.copies.pinned(self.folder.name, self._digests()):
+            copies, unpacked = self._tools.stage.copies, self._digests(unpack=True)
+            with copies.pinned(self.folder.name, self._digests(unpack=False), unpacked=unpacked):
                 self._secrets = secrets_of(self._job, self._tools.options.secrets)
                 capture = self._log()
                 exit = self._ended(capture)
@@ -260,20 +266,9 @@ class Execution:
         return timer
 
     def _stage(self, capture: LogCapture) -> list[Bind]:
-        image = self._job.image
-        self._tools.puller.ensure(
-            image,
-            pulling=lambda: capture.platform(f"pulling image {image}"),
-            stopped=lambda: self._stop is not None,
-        )
-        self._tries += 1
-        binds = self._tools.stage.binds(
-            self._job,
-            self.folder.name,
-            sources=look_up(self._tools.yard, self._job, self._claimed, self._tools.tenant),
-            stopped=lambda: self._stop is not None,
-            say=lambda text: self._say(capture, text),
-        )
+        with Progress(self._doing, capture.platform) as progress:
+            self._ensure_image(capture, progress)
+            binds = self._bound(capture, progress)
         self._doing("")
         if binds:
             moved = self._tools.stage.copies.moved(self.folder.name)
@@ -283,6 +278,31 @@ class Execution:
                 f"{moved.here} of {moved.copies} already here"
             )
         return binds
+
+    def _ensure_image(self, capture: LogCapture, progress: Progress) -> None:
+        image, blob = self._job.image, self._image
+        try:
+            self._tools.puller.ensure(
+                blob.name if blob else image,
+                archive=None if blob is None else lambda: blob.archive(partial(progress.hear, "the image")),
+                pulling=lambda: capture.platform(f"{'loading' if blob else 'pulling'} image {image}"),
+                stopped=lambda: self._stop is not None,
+            )
+        except Permanent as error:
+            if blob is None:
+                raise
+            raise ImageError(f"image {image}: {error}") from error
+
+    def _bound(self, capture: LogCapture, progress: Progress) -> list[Bind]:
+        self._tries += 1
+        return self._tools.stage.binds(
+            self._job,
+            self.folder.name,
+            sources=look_up(self._tools.yard, self._job, self._claimed, self._tools.tenant),
+            stopped=lambda: self._stop is not None,
+            say=lambda text: self._say(capture, text),
+            hear=lambda path, done, total: progress.hear(f"input {path}", done, total),
+        )
 
     def _say(self, capture: LogCapture, text: str) -> None:
         """What may take long: in the log, and for who asks what the job does."""
@@ -314,7 +334,7 @@ class Execution:
         except BaseException as error:
             self._container = None  # `launch` has removed it
             if isinstance(error, ImageError):
-                self._tools.puller.forget(self._job.image)
+                self._tools.puller.forget(self._image.name if self._image else self._job.image)
             raise
         with self._lock:
             self._running, stop = True, self._stop
@@ -347,7 +367,9 @@ class Execution:
             network=self._network.name if self._network else None,
         )
         work_directory(self.folder, spec.user)
-        return spec
+        own = writable(spec.binds[1:], self.folder / "changes", spec.user)
+        image = self._image.name if self._image else spec.image
+        return replace(spec, image=image, binds=(spec.binds[0], *own))
 
     def _gang_variables(self) -> dict[str, str]:
         member = self._claimed.member
@@ -421,9 +443,12 @@ class Execution:
             shutil.rmtree(self.folder / "work", ignore_errors=True)
             return capture.finish()
 
-    def _digests(self) -> list[Digest]:
+    def _digests(self, *, unpack: bool) -> list[Digest]:
+        """Of the blobs that it needs: those of archives that it needs unpacked, or the others."""
         found = []
         for spec in self._job.inputs.values():
+            if spec.unpack is not unpack:
+                continue
             found += [spec.digest] if spec.digest and not spec.uri else [m.digest for m in spec.members or ()]
         return found
 
