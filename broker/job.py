@@ -69,6 +69,8 @@ class Input(OrText):
     may carry a digest and a size that its bytes must have, and, with s3://, `credentials`: the name of a secret on the
     node, a file as the AWS CLI has them.
     `members` is what `{"from": name}` after a group becomes: a directory `0/ 1/ …` in group order.
+    `unpack`: it is an archive (zip, tar, tar.gz, tar.zst, …), and what is mounted is a directory of what is in it;
+    digest and size are the archive's. `writable`: the job may change what it sees; its changes go with the attempt.
     """
 
     digest: Annotated[str, Field(pattern=rf"^{DIGEST.pattern}$")] | None = None
@@ -80,16 +82,13 @@ class Input(OrText):
     job: JobId | None = None
     index: Annotated[int, Field(ge=0)] | None = None
     members: tuple[Member, ...] | None = None
+    unpack: bool = False
+    writable: bool = False
 
     @model_validator(mode="before")
     @classmethod
     def _short_form(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        if value.startswith("job:"):
-            job_id, _, name = value[4:].rpartition(":")
-            return {"job": job_id, "from": name}
-        return {"digest": value} if value.startswith("sha256:") else {"uri": value}
+        return written_out(value) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -97,8 +96,10 @@ class Input(OrText):
             uris.check_input(self.uri)
         if self.credentials is not None and not (self.uri or "").startswith("s3://"):
             raise ValueError('"credentials" goes with an s3:// URI')
-        if self.size is not None and (self.uri or "").startswith("s3://") and (self.uri or "").endswith("/"):
+        if self.size is not None and _is_directory(self.uri):
             raise ValueError('"size" is that of a file, and this is a directory')
+        if self.unpack and (self.kind == "tree" or _is_directory(self.uri)):
+            raise ValueError('"unpack" is for archives, and this is a directory')
         sources = [self.digest if self.uri is None else None, self.uri, self.from_, self.members]
         if sum(s is not None for s in sources) != 1:
             raise ValueError(
@@ -110,6 +111,18 @@ class Input(OrText):
         if self.job is not None and self.from_ is None:
             raise ValueError('"job" goes with "from", the name of its output')
         return self
+
+
+def written_out(source: str) -> dict[str, str]:
+    """What a string stands for as an input."""
+    if source.startswith("job:"):
+        job_id, _, name = source[4:].rpartition(":")
+        return {"job": job_id, "from": name}
+    return {"digest": source} if source.startswith("sha256:") else {"uri": source}
+
+
+def _is_directory(uri: str | None) -> bool:
+    return uri is not None and uri.startswith("s3://") and uri.endswith("/")
 
 
 class Output(OrText):
@@ -201,6 +214,8 @@ class Job(Frozen):
             _check_words(f"nodes.ranges.{n}.", one.command or (), one.environment, self.secrets)
         for name in self.secrets:
             _check_variable("secrets", name)
+        if self.image.startswith("sha256:") and not DIGEST.fullmatch(self.image):
+            raise InvalidJob("image", self.image, "of an image that is a blob, the digest is sha256: and 64 hex digits")
         if self.user is not None and any(int(number) > _MOST_ID for number in self.user.split(":")):
             raise InvalidJob("user", self.user, f"a user or group is a number of at most {_MOST_ID}")
         if self.profile == "strict" and self.user is not None and int(self.user.split(":")[0]) == 0:
@@ -328,7 +343,7 @@ _LIST_RULES = {
     "nodes.ranges": 'must be a list such as [{"targets": "1:", "vcpus": 2}]',
 }
 _TEXT_RULES = {
-    "image": "an image is a name such as busybox:1.36, without blanks, at most 255 characters",
+    "image": "an image is a name such as busybox:1.36, without blanks, at most 255 characters, or the digest of one",
     "name": f"a job's name is {rules.NAME}",
     "gpu_type": "a type of GPU is a name such as a100: letters, digits, '-', '_' and '.', at most 64",
     "share": "a share is 1 to 255 letters and digits",
@@ -433,8 +448,20 @@ def resolve(job: Job, previous: object) -> Job:
     """
     if not any(of_step_before(spec) for spec in job.inputs.values()):
         return job
-    found = {path: _found(path, spec, previous) if of_step_before(spec) else spec for path, spec in job.inputs.items()}
+    found = {
+        path: _as_told(path, spec, previous) if of_step_before(spec) else spec for path, spec in job.inputs.items()
+    }
     return job.model_copy(update={"inputs": found})
+
+
+def _as_told(path: str, spec: Input, previous: object) -> Input:
+    """What was published, to be given to the job as it asked."""
+    asked = {"unpack": spec.unpack, "writable": spec.writable}
+    found = _found(path, spec, previous).model_copy(update=asked)
+    kinds = {found.kind, *(member.kind for member in found.members or ())}
+    if spec.unpack and "tree" in kinds:
+        raise InvalidJob(f"inputs.{path}.unpack", True, f"output {spec.from_} is a directory already; leave it out")
+    return found
 
 
 def _found(path: str, spec: Input, previous: object) -> Input:

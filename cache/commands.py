@@ -5,14 +5,16 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from batchyard.broker.cli import progress
 from batchyard.broker.cli.doors import Doors, examples, json_option, print_json, tenant_option, yard_options
+from batchyard.broker.errors import InvalidConfig
 
 if TYPE_CHECKING:
     from batchyard.broker.client import Client
@@ -23,29 +25,59 @@ if TYPE_CHECKING:
         "batchyard put table.csv",
         "batchyard submit --image busybox --input /in/t=$(batchyard put table.csv) -- wc -l /in/t",
         "batchyard put --json folder other.csv | jq -r '.[].digest'",
+        "batchyard submit --image $(batchyard put --image my/tool:1) -- tool     on nodes that have no such image",
     )
 )
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--image",
+    "images",
+    metavar="NAME",
+    multiple=True,
+    help="An image of this machine's engine; a job then names its digest as its image. Repeatable.",
+)
 @tenant_option
 @json_option
 @yard_options
-def put(doors: Doors, paths: Sequence[Path], tenant: str, as_json: bool) -> None:
-    """Keep files or directories as blobs and print their digests.
+def put(doors: Doors, paths: Sequence[Path], images: Sequence[str], tenant: str, as_json: bool) -> None:
+    """Keep files, directories or images as blobs and print their digests.
 
     A digest is what a job's input names: --input /in/table=sha256:…  The blob is durable when its digest is printed.
     """
-    shown = progress.wanted(as_json=as_json)
+    if not paths and not images:
+        raise click.UsageError("nothing was named; give files or directories, or --image NAME")
+    kept, several = [], len(paths) + len(images) > 1
+
+    def said(told: str, what: str, blob: Mapping[str, Any]) -> None:
+        kept.append({told: what, **blob})
+        if not as_json:
+            click.echo(f"{blob['digest']} {what}" if several else blob["digest"])
+
     with doors.client() as client:
-        kept = []
         for path in paths:
-            total = progress.content_bytes(path) if shown else None
-            with progress.transfer(f"put {path.name}", total, shown=shown) as on_bytes:
-                blob = client.put(path, tenant=tenant, on_bytes=on_bytes)
-            kept.append({"path": str(path), **blob})
-            if not as_json:
-                click.echo(blob["digest"] if len(paths) == 1 else f"{blob['digest']} {path}")
-        if as_json:
-            print_json(kept if len(kept) > 1 else kept[0])
+            said("path", str(path), _put(client, path, path.name, tenant, as_json=as_json))
+        for image in images:
+            with tempfile.TemporaryDirectory() as folder:
+                archive = Path(folder) / "image.tar"
+                _save_image(image, archive)
+                said("image", image, _put(client, archive, f"image {image}", tenant, as_json=as_json))
+    if as_json:
+        print_json(kept if several else kept[0])
+
+
+def _put(client: Client, path: Path, name: str, tenant: str, *, as_json: bool) -> dict[str, Any]:
+    shown = progress.wanted(as_json=as_json)
+    total = progress.content_bytes(path) if shown else None
+    with progress.transfer(f"put {name}", total, shown=shown) as on_bytes:
+        return client.put(path, tenant=tenant, on_bytes=on_bytes)
+
+
+def _save_image(image: str, path: Path) -> None:
+    """By the layer that knows engines. ImageError, EngineUnavailable, DiskFull."""
+    for entry in entry_points(group="batchyard.images"):
+        entry.load()(image, path)
+        return
+    raise InvalidConfig("this installation knows no container engine; install batchyard again")
 
 
 @click.command(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, replace
@@ -18,8 +17,9 @@ from pathlib import Path
 
 from batchyard.broker.errors import DiskFull, InputError
 
-from .digest import Blob, Digest, Kind, parse_digest
-from .folder import Folder, key_of, tree_charge
+from .digest import Blob, Digest, parse_digest
+from .flight import Flight, OnMoved
+from .folder import KINDS, CopyKind, Folder, key_of, tree_charge
 from .held import CopyCounts, Held
 from .index import Index
 from .manifest import is_manifest
@@ -27,6 +27,7 @@ from .newfile import PREFIX
 from .sealed import BlobStore
 from .shelf import Entry, charge
 from .tree import build_tree, read_tree, remove_tree
+from .unpack import unpack
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +54,7 @@ class LocalCopies:
     def __init__(self, blobs: BlobStore, index: Index, folders: Sequence[Folder]) -> None:
         self._blobs, self._held = blobs, Held(index, folders)
         self._guard = self._held.guard
-        self._flights: dict[str, Future[None]] = {}
+        self._flights: dict[str, Flight] = {}
         self._landings: dict[Path, tuple[Folder, str]] = {}
         self._moved: dict[str, dict[Digest, int | None]] = {}
 
@@ -77,7 +78,7 @@ class LocalCopies:
         scoped._blobs = self._blobs.of(tenant)
         return scoped
 
-    def _key(self, kind: Kind, digest: Digest) -> str:
+    def _key(self, kind: CopyKind, digest: Digest) -> str:
         return key_of(kind, self._blobs.name(parse_digest(digest)))
 
     def last_used(self, most: int) -> list[str]:
@@ -86,9 +87,12 @@ class LocalCopies:
         return list(dict.fromkeys(key.partition("/")[2] for key in keys))
 
     # -- pins
-    def pin(self, owner: str, digests: Iterable[Digest]) -> None:
-        """Keep copies, here or to come, from eviction until `unpin`. InputError: no digest."""
-        self._held.pin(owner, [self._key(kind, d) for d in digests for kind in ("file", "tree")])
+    def pin(self, owner: str, digests: Iterable[Digest], *, unpacked: Iterable[Digest] = ()) -> None:
+        """Keep copies, here or to come, from eviction until `unpin`; unpacked: of archives, what was in them.
+        InputError: no digest.
+        """
+        keys = [self._key(kind, d) for d in digests for kind in KINDS if kind != "unpacked"]
+        self._held.pin(owner, [*keys, *(self._key("unpacked", d) for d in unpacked)])
 
     def unpin(self, owner: str) -> None:
         """Undo what was pinned and staged for an owner; fine if that is nothing."""
@@ -111,13 +115,13 @@ class LocalCopies:
                 moved[digest] = fetched_bytes
 
     def is_pinned(self, digest: Digest) -> bool:
-        return any(self._held.is_pinned(self._key(kind, digest)) for kind in ("file", "tree"))
+        return any(self._held.is_pinned(self._key(kind, digest)) for kind in KINDS)
 
     @contextmanager
-    def pinned(self, owner: str, digests: Iterable[Digest]) -> Iterator[None]:
+    def pinned(self, owner: str, digests: Iterable[Digest], *, unpacked: Iterable[Digest] = ()) -> Iterator[None]:
         """Pin for the length of the body, and at its end unpin also what was staged for this owner in it."""
         try:
-            self.pin(owner, digests)
+            self.pin(owner, digests, unpacked=unpacked)
             yield
         finally:
             self.unpin(owner)
@@ -128,31 +132,39 @@ class LocalCopies:
         self._held.trim()
 
     # -- staging
-    def stage(self, blob: Blob | Digest, owner: str) -> Staged:
+    def stage(self, blob: Blob | Digest, owner: str, on_moved: OnMoved | None = None) -> Staged:
         """A verified copy, fetched if it is not here: a file, or for a tree a directory. It is pinned for the owner.
 
         Of a bare digest the content tells whether it is a tree. Threads that want the same blob share one fetch and
-        its failure. NotFound, InputError, IntegrityError, StoreUnavailable; DiskFull, CopiesPinned when that
-        is only for a while.
+        its failure; each hears of it. NotFound, InputError, IntegrityError, StoreUnavailable; DiskFull, CopiesPinned
+        when that is only for a while.
         """
-        staged = self._stage(blob, owner)
+        staged = self._stage(blob, owner, on_moved)
         digest = blob.digest if isinstance(blob, Blob) else blob
         self._note(owner, digest, None if staged.here else staged.fetched_bytes)
         return staged
 
-    def _stage(self, blob: Blob | Digest, owner: str) -> Staged:
+    def unpack(self, digest: Digest, owner: str, on_moved: OnMoved | None = None) -> Staged:
+        """What is in the archive of this digest, as a directory; else as `stage`. The archive itself is fetched for it,
+        and may go again.
+        """
+        staged = self._one("unpacked", digest, owner, on_moved)
+        self._note(owner, digest, None if staged.here else staged.fetched_bytes)
+        return staged
+
+    def _stage(self, blob: Blob | Digest, owner: str, on_moved: OnMoved | None) -> Staged:
         if isinstance(blob, Blob):
-            staged = self._one(blob.kind, blob.digest, owner)
+            staged = self._one(blob.kind, blob.digest, owner, on_moved)
             if blob.kind == "file" and (size := staged.path.stat().st_size) != blob.size:
                 raise InputError(f"blob {blob.digest} has {size} bytes, not {blob.size}; correct the size")
             return staged
         if (tree := self._hit(self._key("tree", blob), owner)) is not None:
             return tree
-        file = self._one("file", blob, owner)
+        file = self._one("file", blob, owner, on_moved)
         with file.path.open("rb") as opened:
             if not is_manifest(opened.read(64)):
                 return file
-        staged = self._one("tree", blob, owner)
+        staged = self._one("tree", blob, owner, on_moved)
         return replace(staged, fetched_bytes=staged.fetched_bytes + file.fetched_bytes)
 
     def _hit(self, key: str, owner: str) -> Staged | None:
@@ -162,7 +174,7 @@ class LocalCopies:
         self._held.count(hits=1)
         return Staged(path=path)
 
-    def _one(self, kind: Kind, digest: Digest, owner: str) -> Staged:
+    def _one(self, kind: CopyKind, digest: Digest, owner: str, on_moved: OnMoved | None) -> Staged:
         key = self._key(kind, digest)
         while True:
             with self._guard:
@@ -170,37 +182,42 @@ class LocalCopies:
                     return hit
                 flight = self._flights.get(key)
                 if flight is None:
-                    mine = self._flights[key] = Future()
+                    mine = self._flights[key] = Flight()
                     break
-            flight.result()  # and look again: it may be evicted by now
+            flight.join(on_moved)
+            flight.wait()  # and look again: it may be evicted by now
+        mine.join(on_moved)
         return self._fly(kind, digest, owner, mine)
 
-    def _fly(self, kind: Kind, digest: Digest, owner: str, flight: Future[None]) -> Staged:
+    def _fly(self, kind: CopyKind, digest: Digest, owner: str, flight: Flight) -> Staged:
         key = self._key(kind, digest)
         try:
-            room, fetched = self._fetch(kind, digest)
+            room, fetched = self._fetch(kind, digest, flight)
         except BaseException as error:
             with self._guard:
                 del self._flights[key]
-            flight.set_exception(error)
+            flight.land(error)
             raise
         with self._guard:
             self._held.settle(room.folder, room.entry, owner)
             self._held.count(misses=1, fetched_bytes=fetched)
             del self._flights[key]
-        flight.set_result(None)
+        flight.land()
         return Staged(path=room.path, fetched_bytes=fetched, here=False)
 
-    def _fetch(self, kind: Kind, digest: Digest) -> tuple[_Room, int]:
-        """Where the copy is now, and the bytes in it. A folder whose disk others have filled is left out."""
-        usable, helped = list(self._held.folders), False
+    def _fetch(self, kind: CopyKind, digest: Digest, flight: Flight) -> tuple[_Room, int]:
+        """Where the copy is now, and the bytes that were fetched for it. A folder whose disk others have filled is left
+        out, and what may grow goes to the last one.
+        """
+        makers = {"file": self._fetch_file, "tree": self._fetch_tree, "unpacked": self._unpack}
+        usable, helped = list(self._held.folders)[-1 if kind == "unpacked" else 0 :], False
         while True:
             room = _Room(self._held, self._key(kind, digest), usable, f"blob {digest}")
             try:
-                return room, self._fetch_file(digest, room) if kind == "file" else self._fetch_tree(digest, room)
+                return room, makers[kind](digest, room, flight)
             except DiskFull:
                 room.give_back()
-                if room.taken is None:  # of the budget, not of the disk
+                if room.taken is None or room.over:  # of the budget, not of the disk
                     raise
                 if len(usable) > 1:
                     usable.remove(room.taken)
@@ -212,26 +229,53 @@ class LocalCopies:
                 room.give_back()
                 raise
 
-    def _fetch_file(self, digest: Digest, room: _Room) -> int:
+    def _fetch_file(self, digest: Digest, room: _Room, flight: Flight) -> int:
+        def sink(size: int) -> Path:
+            flight.expect(size)
+            return room.take(charge(size))
+
         # the size that one job declares is compared after: a wrong one must not fail others that share the fetch
-        self._blobs.fetch(digest, None, lambda size: room.take(charge(size)))
+        self._blobs.fetch(digest, None, sink, on_bytes=flight.more)
         return room.path.stat().st_size
 
-    def _fetch_tree(self, digest: Digest, room: _Room) -> int:
+    def _fetch_tree(self, digest: Digest, room: _Room, flight: Flight) -> int:
         tree = read_tree(self._blobs, digest)
-        path = room.take(tree_charge(tree.entries))
+        flight.expect(tree.size)
+        with self._building(room.take(tree_charge(tree.entries)), room) as building:
+            build_tree(self._blobs, tree, building, flight.more)
+        return tree.size
+
+    def _unpack(self, digest: Digest, room: _Room, flight: Flight) -> int:
+        holder = f"unpack?{secrets.token_hex(8)}"
+        try:
+            archive = self._one("file", digest, holder, flight.at)
+            with archive.path.open("rb") as opened:
+                if is_manifest(opened.read(64)):
+                    raise InputError(f"blob {digest} is a directory already; leave out unpack")
+            with self._building(room.take(charge(0)), room) as building:
+                try:
+                    made = unpack(archive.path, building, room=room.grow)
+                except InputError as error:
+                    raise InputError(f"blob {digest} cannot be unpacked: {error}") from error
+            room.entry = replace(room.entry, bytes=made.charge)  # less, where a later file took the place of another
+        finally:
+            self._held.unpin([holder])
+        return archive.fetched_bytes
+
+    @contextmanager
+    def _building(self, path: Path, room: _Room) -> Iterator[Path]:
+        """Where to make a directory that takes its place when the body ends well."""
         building = path.with_name(f"{PREFIX}{path.name}")
         try:
-            build_tree(self._blobs, tree, building)
+            yield building
             room.folder.name(room.key, building)
         except BaseException:
             with suppress(OSError):
                 remove_tree(building)
             raise
-        return tree.size
 
     # -- copies that others make
-    def find(self, kind: Kind, digest: Digest, owner: str) -> Path | None:
+    def find(self, kind: CopyKind, digest: Digest, owner: str) -> Path | None:
         """The copy, pinned for the owner, if it is here."""
         found = self._hit(self._key(kind, digest), owner)
         if found is None:
@@ -239,12 +283,12 @@ class LocalCopies:
         self._note(owner, digest, None)
         return found.path
 
-    def look(self, kind: Kind, digest: Digest, owner: str) -> bool:
+    def look(self, kind: CopyKind, digest: Digest, owner: str) -> bool:
         """Whether the copy is here; if so, it stays until this owner is unpinned. No use of it that is counted."""
         return self._held.use(self._key(kind, digest), owner) is not None
 
     @contextmanager
-    def landing(self, kind: Kind, bytes_: int | None) -> Iterator[Path]:
+    def landing(self, kind: CopyKind, bytes_: int | None) -> Iterator[Path]:
         """A new path to make a copy at, which will count so much (None: nobody knows). What is left there at the end
         goes away. DiskFull.
 
@@ -270,7 +314,7 @@ class LocalCopies:
             with suppress(OSError):
                 remove_tree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
-    def adopt(self, kind: Kind, digest: Digest, path: Path, bytes_: int, owner: str) -> Path:
+    def adopt(self, kind: CopyKind, digest: Digest, path: Path, bytes_: int, owner: str) -> Path:
         """Makes what was made at a landing, whose digest was verified, the copy of its digest, pinned for the owner.
 
         bytes_: what it counts. DiskFull: that is more than was said before, and there is no room for it.
@@ -289,7 +333,7 @@ class LocalCopies:
                         entry = Entry(key=key, bytes=bytes_, used=0)
                         return self._adopted(folder, mark, entry, path, digest, owner)
                 with suppress(Exception):
-                    flight.result()
+                    flight.wait()
         finally:
             self._held.release(folder, more)
 
@@ -312,6 +356,7 @@ class _Room:
     def __init__(self, held: Held, key: str, usable: Sequence[Folder], what: str) -> None:
         self._held, self.key, self._usable, self._what = held, key, usable, what
         self.taken: Folder | None = None
+        self.over = False
         self.entry = Entry(key=key, bytes=0, used=0, here=False)
 
     def take(self, bytes_: int) -> Path:
@@ -320,6 +365,15 @@ class _Room:
             self.taken = self._held.reserve(self.key, bytes_, self._usable, self._what)
             self.entry = replace(self.entry, bytes=bytes_)
         return self.path
+
+    def grow(self, bytes_: int) -> None:
+        """It will count so much. DiskFull, and `over` says that it is the budget's fault."""
+        try:
+            self._held.grow(self.folder, self.key, bytes_, self._what)
+        except DiskFull:
+            self.over = True
+            raise
+        self.entry = replace(self.entry, bytes=bytes_)
 
     @property
     def folder(self) -> Folder:

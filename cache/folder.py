@@ -4,6 +4,7 @@
     <root>/boot            which boot of the machine the copies are from: copies are not synced
     <root>/file/<hex>      0444
     <root>/tree/<hex>/…    directories 0555, files 0444 or 0555
+    <root>/unpacked/<hex>/…  the same, of what is in the archive of that digest
     <root>/trash/…         what is being removed
 
 `<root>` has mode 0700: other users of the host see nothing, while a bind mount shows its content to any user of the
@@ -20,6 +21,7 @@ import stat
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from batchyard.broker.errors import InvalidConfig
 
@@ -32,11 +34,14 @@ from .shelf import Shelf, charge
 from .store import is_name
 from .tree import remove_tree
 
-_KINDS = ("file", "tree")
+CopyKind: TypeAlias = Kind | Literal["unpacked"]
+KINDS: tuple[CopyKind, ...] = ("file", "tree", "unpacked")
 
 
-def key_of(kind: Kind, name: str) -> str:
-    """`file/<hex>` or `tree/<hex>`: what a copy is called in a folder and in the index. name: `BlobStore.name`."""
+def key_of(kind: CopyKind, name: str) -> str:
+    """`file/<hex>`, `tree/<hex>` or `unpacked/<hex>`: what a copy is called in a folder and in the index. name:
+    `BlobStore.name`.
+    """
     return f"{kind}/{name}"
 
 
@@ -94,11 +99,11 @@ class Folder:
         """What is there and is no whole copy of this boot goes."""
         mark = self.root / "boot"
         same_boot = mark.exists() and mark.read_text(errors="replace") == boot_id
-        for name in (*_KINDS, "trash"):
+        for name in (*KINDS, "trash"):
             folder = self.root / name
             folder.mkdir(exist_ok=True, mode=0o700)
             for entry in list(folder.iterdir()):
-                whole = name in _KINDS and is_name(entry.name) and entry.is_dir() == (name == "tree")
+                whole = name in KINDS and is_name(entry.name) and entry.is_dir() == (name != "file")
                 if not (same_boot and whole and not entry.is_symlink()):
                     _remove(entry)
         if not same_boot:  # a full disk must not stop a restart
@@ -124,7 +129,7 @@ class Folder:
         with local_disk(self.root):
             return {
                 f"{kind}/{name}": charge_of(self.root / kind / name)
-                for kind in _KINDS
+                for kind in KINDS
                 for name in os.listdir(self.root / kind)
             }
 

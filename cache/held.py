@@ -169,6 +169,20 @@ class Held:
             raise
         return folder
 
+    def grow(self, folder: Folder, key: str, bytes_: int, what: str) -> None:
+        """What is reserved under this key becomes so many bytes, if it is less. DiskFull, CopiesPinned as `reserve`."""
+        with self.guard:
+            entry = folder.shelf.get(key)
+            assert entry is not None
+            if bytes_ <= entry.bytes:
+                return
+            victims = folder.shelf.victims(bytes_ - entry.bytes, self._pins.__contains__)
+            if victims is None:
+                raise self._no_room(bytes_, what)
+            trash = self._take_out(folder, victims)
+            folder.shelf.put(replace(entry, bytes=bytes_))
+        folder.remove(trash)
+
     def release(self, folder: Folder, key: str) -> None:
         """Nothing came of what was reserved."""
         with self.guard:

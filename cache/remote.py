@@ -24,6 +24,8 @@ from .access import S3Access
 from .buckets import Buckets
 from .copies import LocalCopies
 from .digest import Digest, Kind
+from .flight import OnMoved
+from .folder import CopyKind
 from .manifest import MOST_ENTRIES
 from .newfile import new_file
 from .remote_body import Body, Stopped, check_room
@@ -46,7 +48,7 @@ Say = Callable[[str], None]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
     """An input. access: for s3:// what its credentials file says, None for unsigned requests to Amazon; secret: that
-    file's name. digest, size: what it must have.
+    file's name. digest, size: what it must have. unpack: it is an archive, and what is in it is wanted.
     """
 
     uri: str
@@ -54,6 +56,7 @@ class Wanted:
     access: S3Access | None = None
     digest: Digest | None = None
     size: int | None = None
+    unpack: bool = False
 
     @property
     def place(self) -> S3Uri | None:
@@ -90,29 +93,47 @@ class RemoteInputs:
         return scoped
 
     def stage(
-        self, wanted: Wanted, owner: str, *, stopped: Stopped = lambda: False, say: Say = lambda text: None
+        self,
+        wanted: Wanted,
+        owner: str,
+        *,
+        stopped: Stopped = lambda: False,
+        say: Say = lambda text: None,
+        on_moved: OnMoved | None = None,
     ) -> Path:
         """The path of a copy, fetched if need be, and pinned for the owner. stopped: nobody wants it any more. say:
-        hears what is done before it is waited for.
+        hears what is done before it is waited for; on_moved: how far it is.
 
         InputError, StoreUnavailable, DiskFull.
         """
         place = wanted.place
         kind: Kind = "tree" if place is not None and place.is_directory else "file"
-        if wanted.digest is not None and (path := self._copies.find(kind, wanted.digest, owner)) is not None:
-            return _sized(path, wanted)
+        kinds: tuple[CopyKind, ...] = ("unpacked", kind) if wanted.unpack else (kind,)
+        if wanted.digest is not None:
+            for one in kinds:
+                if (path := self._copies.find(one, wanted.digest, owner)) is not None:
+                    return self._given(path, wanted, wanted.digest, one, owner)
         name = name_of(resource_of(wanted.uri), wanted.secret, wanted.access, self._tenant)
         with self._alone(name, shown(wanted.uri), stopped):
             known = self._known.get(name)
             say(f"fetches {shown(wanted.uri)}")
             look = f"{owner}?{secrets.token_hex(8)}"  # not the owner's: what has changed must be free to go
             try:
-                here = known is not None and self._copies.look(kind, known.digest, look)
-                visit = _Visit(wanted, name, known if here else None, kind, owner, look, stopped)
-                path = self._file(visit, place) if kind == "file" else self._tree(visit, place)
+                here = [one for one in kinds if known is not None and self._copies.look(one, known.digest, look)]
+                kept: CopyKind = here[0] if here else kind
+                visit = _Visit(wanted, name, known if here else None, kept, owner, look, stopped, on_moved)
+                path, digest = self._file(visit, place) if kind == "file" else self._tree(visit, place)
             finally:
                 self._copies.unpin(look)
-        return _sized(path, wanted)
+        unpacked = path.is_dir() and kind == "file"
+        return self._given(path, wanted, digest, "unpacked" if unpacked else kind, owner)
+
+    def _given(self, path: Path, wanted: Wanted, digest: Digest, kind: CopyKind, owner: str) -> Path:
+        """What a copy of this kind is for who wants it."""
+        if kind == "unpacked":
+            return path
+        _check_size(path.stat().st_size, wanted=wanted)
+        return self._copies.unpack(digest, owner).path if wanted.unpack else path
 
     @contextmanager
     def _alone(self, name: str, what: str, stopped: Stopped) -> Iterator[None]:
@@ -134,7 +155,7 @@ class RemoteInputs:
                 if users > 1:
                     self._flights[name] = (lock, users - 1)
 
-    def _file(self, visit: _Visit, place: S3Uri | None) -> Path:
+    def _file(self, visit: _Visit, place: S3Uri | None) -> tuple[Path, Digest]:
         with self._got(visit, place) as body:
             if body is None:
                 return self._still(visit)
@@ -147,13 +168,15 @@ class RemoteInputs:
             with self._copies.landing("file", None if size is None else charge(size)) as path:
                 check_room(path.parent, size or 0, body.shown)
                 with new_file(path.parent) as new:
-                    digest, moved = body.save(new, most_bytes=self._most, stopped=visit.stopped)
+                    digest, moved = body.save(
+                        new, most_bytes=self._most, stopped=visit.stopped, on_moved=visit.on_moved
+                    )
                     visit.check(digest)
                     _check_size(moved, wanted=visit.wanted)
                     new.replace(path, 0o444)
                 placed = self._copies.adopt("file", digest, path, charge(moved), visit.owner)
         self._note(visit, digest, moved, body.validator)
-        return placed
+        return placed, digest
 
     @contextmanager
     def _got(self, visit: _Visit, place: S3Uri | None) -> Iterator[Body | None]:
@@ -164,7 +187,7 @@ class RemoteInputs:
             with self._bucket(visit.wanted, place).get(place.key, unless=visit.validator) as body:
                 yield body
 
-    def _tree(self, visit: _Visit, place: S3Uri | None) -> Path:
+    def _tree(self, visit: _Visit, place: S3Uri | None) -> tuple[Path, Digest]:
         assert place is not None
         bucket = self._bucket(visit.wanted, place)
         for _ in range(_TRIES):
@@ -179,13 +202,13 @@ class RemoteInputs:
             with self._copies.landing("tree", planned.charge) as path:
                 check_room(path.parent, planned.size, str(place))
                 try:
-                    digest = fetch(bucket, planned, path, stopped=visit.stopped)
+                    digest = fetch(bucket, planned, path, stopped=visit.stopped, on_moved=visit.on_moved)
                 except Changed:
                     continue
                 visit.check(digest)
                 placed = self._copies.adopt("tree", digest, path, planned.charge, visit.owner)
             self._note(visit, digest, planned.size, planned.mark)
-            return placed
+            return placed, digest
         raise StoreUnavailable(f"{place} changed while it was read, {_TRIES} times; wait for what writes there")
 
     def _bucket(self, wanted: Wanted, place: S3Uri) -> Bucket:
@@ -194,7 +217,7 @@ class RemoteInputs:
             return self._buckets.get(access, place.bucket, 'an unsigned request (name "credentials")')
         return self._buckets.get(wanted.access, place.bucket, f'secret "{wanted.secret}"')
 
-    def _still(self, visit: _Visit) -> Path:
+    def _still(self, visit: _Visit) -> tuple[Path, Digest]:
         assert visit.known is not None
         visit.check(visit.known.digest)
         path = self._copies.find(visit.kind, visit.known.digest, visit.owner)
@@ -202,7 +225,7 @@ class RemoteInputs:
             raise StoreUnavailable(f"the copy of {shown(visit.wanted.uri)} has gone meanwhile; it is fetched anew")
         with self._guard:
             self.counts.unchanged += 1
-        return path
+        return path, visit.known.digest
 
     def _note(self, visit: _Visit, digest: Digest, size: int, validator: str | None) -> None:
         if validator is not None:
@@ -222,10 +245,11 @@ class _Visit:
     wanted: Wanted
     name: str
     known: Known | None
-    kind: Kind
+    kind: CopyKind
     owner: str
     look: str
     stopped: Stopped
+    on_moved: OnMoved | None
 
     @property
     def validator(self) -> str | None:
@@ -235,11 +259,6 @@ class _Visit:
         """InputError: it is not what the job says that it is."""
         if self.wanted.digest not in {None, digest}:
             raise InputError(f"{shown(self.wanted.uri)} has digest {digest}, not {self.wanted.digest}")
-
-
-def _sized(path: Path, wanted: Wanted) -> Path:
-    _check_size(path.stat().st_size, wanted=wanted)
-    return path
 
 
 def _check_size(size: int, *, wanted: Wanted) -> None:

@@ -13,6 +13,7 @@ import urllib3
 from batchyard.broker.errors import DiskFull, InputError, StoreUnavailable
 
 from .digest import Digest
+from .flight import OnMoved
 from .newfile import NewFile, local_disk
 
 BUFFER_BYTES = 1 << 18
@@ -45,7 +46,13 @@ class Body:
             raise StoreUnavailable(f"{self.shown} ended early: {reason(error)}") from error
 
     def save(
-        self, new: NewFile, *, most_bytes: int, stopped: Stopped, now: Callable[[], float] = time.monotonic
+        self,
+        new: NewFile,
+        *,
+        most_bytes: int,
+        stopped: Stopped,
+        on_moved: OnMoved | None = None,
+        now: Callable[[], float] = time.monotonic,
     ) -> tuple[Digest, int]:
         """All of it into a file; its digest and size. InputError: it is larger than `most_bytes`. StoreUnavailable: it
         ended early, came too slowly, or `stopped` said that nobody wants it any more. DiskFull.
@@ -60,6 +67,8 @@ class Body:
                 raise self.too_large(size, most_bytes)
             seen.update(piece)
             new.write(memoryview(piece))
+            if on_moved is not None:
+                on_moved(size, self.size or 0)
             if stopped():
                 raise StoreUnavailable(f"{self.shown} was given up: its job was told to stop")
             if (passed_s := now() - since) >= PACE_S:

@@ -19,6 +19,7 @@ from batchyard.broker.errors import InputError
 from batchyard.broker.uri import S3Uri
 
 from .digest import Digest, digest_of
+from .flight import Flight, OnMoved
 from .manifest import EMPTY, BadEntry, Directory, Entry, File, encode, in_order
 from .newfile import local_disk, new_file
 from .packs import SMALL_BYTES, Packer
@@ -86,7 +87,7 @@ def _unread(number: int, path: str, one: Found) -> File:
     return File(path=path, digest=f"sha256:{number:064x}" if one.size else EMPTY, size=one.size)
 
 
-def fetch(bucket: Bucket, planned: Plan, top: Path, *, stopped: Stopped) -> Digest:
+def fetch(bucket: Bucket, planned: Plan, top: Path, *, stopped: Stopped, on_moved: OnMoved | None = None) -> Digest:
     """Makes the directory `top`, which must not exist: files 0444, directories 0555; the tree's digest.
 
     Changed: an object is not what the listing said. InputError, StoreUnavailable, DiskFull. `top` stays when it fails.
@@ -95,10 +96,12 @@ def fetch(bucket: Bucket, planned: Plan, top: Path, *, stopped: Stopped) -> Dige
         top.mkdir(mode=0o700)
         for path in planned.directories:
             (top / path).mkdir(mode=0o700)
-    failed = threading.Event()
+    failed, flight = threading.Event(), Flight()
+    flight.join(on_moved)
+    flight.expect(planned.size)
     with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="fetch") as pool:
         jobs = {
-            path: pool.submit(_one, bucket, one, top / path, lambda: failed.is_set() or stopped())
+            path: pool.submit(_one, bucket, one, top / path, lambda: failed.is_set() or stopped(), flight)
             for path, one in planned.files.items()
         }
         done, _ = wait(jobs.values(), return_when=FIRST_EXCEPTION)
@@ -135,7 +138,7 @@ def _placed(top: Path, entry: Entry, packer: Packer) -> Entry:
     return replace(entry, place=packer.add(entry.digest, (top / entry.path).read_bytes()))
 
 
-def _one(bucket: Bucket, one: Found, path: Path, stopped: Stopped) -> Digest:
+def _one(bucket: Bucket, one: Found, path: Path, stopped: Stopped, flight: Flight) -> Digest:
     with bucket.get(one.key, only=one.etag) as body, new_file(path.parent) as new:
         assert body is not None
         digest, size = body.save(new, most_bytes=one.size, stopped=stopped)
@@ -144,4 +147,5 @@ def _one(bucket: Bucket, one: Found, path: Path, stopped: Stopped) -> Digest:
         if os.path.lexists(path):  # a file system for which two names are one
             raise InputError(f"{body.shown}: this node's file system takes its name for that of another object")
         new.replace(path, 0o444)
+        flight.more(size)
     return digest

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -42,13 +43,16 @@ from .capture import LogCapture
 from .container import Identity, container_spec
 from .engine import Bind, ContainerSpec, Exit, launch
 from .gang import GangNetwork, quietly
+from .image_blob import ImageBlob
 from .ledger import Allocation
 from .outcome import Fate, Outcome, Stop, decide
+from .progress import Progress
 from .publish import Kept, Limit, Publisher
 from .reuse import Reuse, Reused, identity, obstacle
 from .sources import Source, look_up
 from .staging import secrets_of, work_directory
 from .tools import Tools
+from .writable import writable
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -104,12 +108,13 @@ class Execution:
         ring = tools.yard.ring.of(tools.tenant) if job.reuse else None
         self._reuse = Reuse(tools.yard, ring, tools.blobs, self.folder) if ring else None
         self._reused: Reused | None = None
-        self._image = job.image
+        self._image_blob = ImageBlob.of(job.image, tools.stage.copies)
+        self._image = self._image_name
         self._sources: Mapping[str, Source] | None = None
         # What a main member says and does is the job's.
         self._shown_id = claimed.job_id if claimed.member is None or claimed.member.is_main else claimed.id
         if container is not None:  # before anything is staged for others, also where the index was lost
-            tools.stage.copies.pin(self.folder.name, self._digests())
+            tools.stage.copies.pin(self.folder.name, self._digests(unpack=False), unpacked=self._digests(unpack=True))
 
     # -- from other threads
     @property
@@ -169,7 +174,8 @@ class Execution:
         outputs: dict[str, Kept] = {}
         capture: LogCapture | None = None
         try:
-            with self._tools.stage.copies.pinned(self.folder.name, self._digests()):
+            copies, unpacked = self._tools.stage.copies, self._digests(unpack=True)
+            with copies.pinned(self.folder.name, self._digests(unpack=False), unpacked=unpacked):
                 self._secrets = secrets_of(self._job, self._tools.options.secrets)
                 capture = self._log()
                 exit = self._ended(capture)
@@ -305,8 +311,9 @@ class Execution:
             capture.platform(f"it is run anyway: {lack}, so it is not known to be identical to any other")
             self._reuse = None
             return False
-        self._tools.puller.forget(self._job.image)  # the name may lead to another one by now
-        self._image = self._patiently(lambda: self._pulled(capture))
+        self._tools.puller.forget(self._image_name)  # it may lead to another one by now
+        with Progress(self._doing, capture.platform) as progress:
+            self._image = self._patiently(lambda: self._pulled(capture, progress))
         sources = self._patiently(self._looked_up)
         told = identity(self._job, image=self._image, sources=sources, index=self._claimed.index)
         self._reused = self._reuse.find(told, self._job, say=capture.platform) if self._stop is None else None
@@ -322,24 +329,10 @@ class Execution:
             self._sources = look_up(self._tools.yard, self._job, self._claimed, self._tools.tenant)
         return self._sources
 
-    def _pulled(self, capture: LogCapture) -> str:
-        image = self._job.image
-        return self._tools.puller.ensure(
-            image,
-            pulling=lambda: capture.platform(f"pulling image {image}"),
-            stopped=lambda: self._stop is not None,
-        )
-
     def _stage(self, capture: LogCapture) -> list[Bind]:
-        self._pulled(capture)
-        self._tries += 1
-        binds = self._tools.stage.binds(
-            self._job,
-            self.folder.name,
-            sources=self._looked_up(),
-            stopped=lambda: self._stop is not None,
-            say=lambda text: self._say(capture, text),
-        )
+        with Progress(self._doing, capture.platform) as progress:
+            self._pulled(capture, progress)
+            binds = self._bound(capture, progress)
         self._doing("")
         if binds:
             moved = self._tools.stage.copies.moved(self.folder.name)
@@ -349,6 +342,37 @@ class Execution:
                 f"{moved.here} of {moved.copies} already here"
             )
         return binds
+
+    @property
+    def _image_name(self) -> str:
+        """What the engine calls its image."""
+        return self._image_blob.name if self._image_blob else self._job.image
+
+    def _pulled(self, capture: LogCapture, progress: Progress) -> str:
+        """The image's config digest, once this node has it."""
+        image, blob = self._job.image, self._image_blob
+        try:
+            return self._tools.puller.ensure(
+                self._image_name,
+                archive=None if blob is None else lambda: blob.archive(partial(progress.hear, "the image")),
+                pulling=lambda: capture.platform(f"{'loading' if blob else 'pulling'} image {image}"),
+                stopped=lambda: self._stop is not None,
+            )
+        except Permanent as error:
+            if blob is None:
+                raise
+            raise ImageError(f"image {image}: {error}") from error
+
+    def _bound(self, capture: LogCapture, progress: Progress) -> list[Bind]:
+        self._tries += 1
+        return self._tools.stage.binds(
+            self._job,
+            self.folder.name,
+            sources=self._looked_up(),
+            stopped=lambda: self._stop is not None,
+            say=lambda text: self._say(capture, text),
+            hear=lambda path, done, total: progress.hear(f"input {path}", done, total),
+        )
 
     def _say(self, capture: LogCapture, text: str) -> None:
         """What may take long: in the log, and for who asks what the job does."""
@@ -380,7 +404,7 @@ class Execution:
         except BaseException as error:
             self._container = None  # `launch` has removed it
             if isinstance(error, ImageError):
-                self._tools.puller.forget(self._job.image)
+                self._tools.puller.forget(self._image_name)
             raise
         with self._lock:
             self._running, stop = True, self._stop
@@ -413,7 +437,8 @@ class Execution:
             network=self._network.name if self._network else None,
         )
         work_directory(self.folder, spec.user)
-        return spec
+        own = writable(spec.binds[1:], self.folder / "changes", spec.user)
+        return replace(spec, binds=(spec.binds[0], *own))
 
     def _gang_variables(self) -> dict[str, str]:
         member = self._claimed.member
@@ -511,9 +536,12 @@ class Execution:
             shutil.rmtree(self.folder / "work", ignore_errors=True)
             return capture.finish()
 
-    def _digests(self) -> list[Digest]:
+    def _digests(self, *, unpack: bool) -> list[Digest]:
+        """Of the blobs that it needs: those of archives that it needs unpacked, or the others."""
         found = []
         for spec in self._job.inputs.values():
+            if spec.unpack is not unpack:
+                continue
             found += [spec.digest] if spec.digest and not spec.uri else [m.digest for m in spec.members or ()]
         return found
 

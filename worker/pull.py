@@ -1,4 +1,4 @@
-"""Images on this node: each pulled once at a time, few at a time (40 at once hang dockerd).
+"""Images on this node: each pulled, or loaded, once at a time, few at a time (40 at once hang dockerd).
 
 Who asks for an image that is being pulled waits for that pull and gets its outcome, good or bad. A failure is not
 remembered: the next to ask tries again.
@@ -10,12 +10,18 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TypeAlias
 
 from batchyard.broker.errors import ImageError, StartError
 
 from .engine.protocol import Engine
 
 STOP_WITHIN_S = 0.25
+
+Archive: TypeAlias = Callable[[], AbstractContextManager[Path]]
+"""Gives the archive that an image is loaded from, for the length of a body."""
 
 
 class Puller:
@@ -32,9 +38,15 @@ class Puller:
         self._seen: dict[str, tuple[str, float]] = {}
 
     def ensure(
-        self, image: str, *, pulling: Callable[[], None] | None = None, stopped: Callable[[], bool] = lambda: False
+        self,
+        image: str,
+        *,
+        archive: Archive | None = None,
+        pulling: Callable[[], None] | None = None,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> str:
-        """The image's config digest, after a pull when it was not here; blocks meanwhile.
+        """The image's config digest, after a pull when it was not here; blocks meanwhile. archive: it is loaded from
+        there instead, and whatever getting that raises is raised.
 
         `pulling` is called once when the caller has to wait for a pull. ImageError, ImageUnavailable, DiskFull and
         EngineUnavailable as of `Engine.pull`. StartError: `stopped` says that the caller waits no longer; the pull
@@ -49,7 +61,7 @@ class Puller:
             first = image not in self._pulling
             future: Future[str] = self._pulling.setdefault(image, Future())
         if first:  # on a thread of its own: whoever waits may be told to stop
-            threading.Thread(target=self._lead, args=(image, future), name="pull", daemon=True).start()
+            threading.Thread(target=self._lead, args=(image, future, archive), name="pull", daemon=True).start()
         while not stopped():
             if wait([future], STOP_WITHIN_S).done:
                 return future.result()
@@ -72,12 +84,19 @@ class Puller:
                 self._seen[image] = (digest, self._clock())
         return digest
 
-    def _lead(self, image: str, future: Future[str]) -> None:
+    def _get(self, image: str, archive: Archive | None) -> None:
+        if archive is None:
+            self._engine.pull(image)
+            return
+        with archive() as path:
+            self._engine.load(path, image)
+
+    def _lead(self, image: str, future: Future[str], archive: Archive | None) -> None:
         try:
             with self._slots:
                 digest = self._present(image)  # somebody's pull may have ended since we looked
                 if digest is None:
-                    self._engine.pull(image)
+                    self._get(image, archive)
                     digest = self._present(image)
             if digest is None:
                 raise ImageError(f'image "{image}" was pulled and is not there; is somebody removing images?')

@@ -1,4 +1,4 @@
-"""Inputs as read-only binds. No bytes are copied into a job: it reads the node's verified copy."""
+"""Inputs as binds. No bytes are copied into a job: it reads the node's verified copy, which it never changes."""
 
 from __future__ import annotations
 
@@ -6,21 +6,29 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import TypeAlias
 from urllib.parse import unquote, urlsplit
 
 from batchyard.broker.errors import BatchyardError, InputError, InvalidConfig, Permanent
 from batchyard.broker.job import Input, Job
 from batchyard.cache.access import S3Access
 from batchyard.cache.copies import LocalCopies
-from batchyard.cache.digest import Blob
+from batchyard.cache.digest import Blob, Digest, copy_hashed
+from batchyard.cache.flight import OnMoved
 from batchyard.cache.gathered import stage_gathered
+from batchyard.cache.newfile import new_file
 from batchyard.cache.remote import RemoteInputs, Say, Wanted
+from batchyard.cache.shelf import charge
 
 from .engine.protocol import Bind
 from .sources import Source
 
 MOST_BINDS = 64  # for one input
+
+Hear: TypeAlias = Callable[[str, int, int], None]
+"""Hears, of the input with this path, how many bytes have come and of how many (0: nobody knows). Must not block."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,73 +53,123 @@ class Stage:
         sources: Mapping[str, Source] | None = None,
         stopped: Callable[[], bool] = lambda: False,
         say: Say = lambda text: None,
+        hear: Hear = lambda path, done, total: None,
     ) -> list[Bind]:
         """What is bound is pinned for the owner. sources: what inputs that are outputs of other jobs are, see
-        `sources.look_up`. stopped: nobody wants the inputs any more. say: hears which are fetched from elsewhere.
+        `sources.look_up`. stopped: nobody wants the inputs any more. say: hears which are fetched from elsewhere. hear:
+        how far they are.
+
+        A bind that is not read-only is one that the job may change, and is yet to be made so: `writable.writable`.
         Raises InputError, IntegrityError, NotFound, StoreUnavailable, DiskFull; the message names the input.
         """
         binds: list[Bind] = []
         for path, spec in job.inputs.items():
+            one = _One(self, spec, str(PurePosixPath(path)), owner, stopped, say, partial(hear, path))
             try:
-                if spec.uri is not None and not spec.uri.startswith("file:"):
-                    source = self._remote(spec, owner, stopped, say)
-                    binds.append(Bind(source=str(source), target=str(PurePosixPath(path)), read_only=True))
-                elif spec.job is not None:
-                    found, name = (sources or {})[path], spec.from_ or ""
-                    binds += self._source(str(PurePosixPath(path)), name, found, owner, stopped)
-                else:
-                    binds += self._one(str(PurePosixPath(path)), spec, owner)
+                binds += one.binds((sources or {}).get(path))
             except BatchyardError as error:
                 raise type(error)(f'input "{path}": {error}') from error
         return binds
 
-    def _one(self, path: str, spec: Input, owner: str) -> list[Bind]:
+
+@dataclass(frozen=True, slots=True)
+class _One:
+    """One input of a job, at `path` in the container."""
+
+    stage: Stage
+    spec: Input
+    path: str
+    owner: str
+    stopped: Callable[[], bool]
+    say: Say
+    on_moved: OnMoved
+
+    def binds(self, source: Source | None) -> list[Bind]:
+        spec = self.spec
+        if spec.uri is not None:
+            return [self._bind(self._of_uri(spec.uri), self.path)]
+        if spec.job is not None:
+            assert source is not None
+            return self._source(spec.from_ or "", source)
         if spec.members is not None:
             return [
-                self._member(f"{path}/{i}", m.name, Blob(digest=m.digest, size=m.size, kind=m.kind), owner)
+                self._member(f"{self.path}/{i}", m.name, Blob(digest=m.digest, size=m.size, kind=m.kind))
                 for i, m in enumerate(spec.members)
             ]
-        if spec.uri is not None:
-            return [Bind(source=str(self._file(spec.uri, spec)), target=path, read_only=True)]
         assert spec.digest is not None
-        wanted = spec.digest if spec.size is None else Blob(digest=spec.digest, size=spec.size, kind=spec.kind)
-        return [Bind(source=str(self.copies.stage(wanted, owner).path), target=path, read_only=True)]
+        sized = spec.digest if spec.size is None else Blob(digest=spec.digest, size=spec.size, kind=spec.kind)
+        return [self._bind(self._copy(sized), self.path)]
 
-    def _source(self, path: str, name: str, source: Source, owner: str, stopped: Callable[[], bool]) -> list[Bind]:
+    def _bind(self, source: Path, target: str) -> Bind:
+        return Bind(source=str(source), target=target, read_only=not self.spec.writable)
+
+    def _copy(self, blob: Blob | Digest) -> Path:
+        copies = self.stage.copies
+        if not self.spec.unpack:
+            return copies.stage(blob, self.owner, self.on_moved).path
+        if isinstance(blob, Blob) and blob.kind == "tree":
+            raise InputError(f"blob {blob.digest} is a directory already; leave out unpack")
+        digest = blob.digest if isinstance(blob, Blob) else blob
+        return copies.unpack(digest, self.owner, self.on_moved).path
+
+    def _source(self, name: str, source: Source) -> list[Bind]:
         """Few are bound one by one, which takes no bytes; a container cannot have very many mounts."""
         if isinstance(source, Blob):
-            return [Bind(source=str(self.copies.stage(source, owner).path), target=path, read_only=True)]
+            return [self._bind(self._copy(source), self.path)]
         if 0 < len(source) <= MOST_BINDS:
-            return [self._member(f"{path}/{n}", name, blob, owner) for n, blob in source.items()]
+            return [self._member(f"{self.path}/{n}", name, blob) for n, blob in source.items()]
+        if self.spec.unpack:
+            raise InputError(f"these are {len(source)} archives, and at most {MOST_BINDS} are unpacked for one input")
         members = {str(n): blob for n, blob in source.items()}
-        made = stage_gathered(self.copies, members, name, owner, stopped=stopped)
-        return [Bind(source=str(made), target=path, read_only=True)]
+        made = stage_gathered(self.stage.copies, members, name, self.owner, stopped=self.stopped)
+        return [self._bind(made, self.path)]
 
-    def _member(self, folder: str, name: str, blob: Blob, owner: str) -> Bind:
-        target = folder if blob.kind == "tree" else f"{folder}/{name}"
-        return Bind(source=str(self.copies.stage(blob, owner).path), target=target, read_only=True)
+    def _member(self, folder: str, name: str, blob: Blob) -> Bind:
+        is_folder = blob.kind == "tree" or self.spec.unpack
+        return self._bind(self._copy(blob), folder if is_folder else f"{folder}/{name}")
 
-    def _remote(self, spec: Input, owner: str, stopped: Callable[[], bool], say: Say) -> Path:
-        assert spec.uri is not None
-        if self.remote is None:
-            raise InputError(f"this node takes no inputs from {spec.uri.partition(':')[0]}://")
+    def _of_uri(self, uri: str) -> Path:
+        if uri.startswith("file:"):
+            return self._unpacked(self._file(uri)) if self.spec.unpack else self._file(uri)
+        stage, spec = self.stage, self.spec
+        if stage.remote is None:
+            raise InputError(f"this node takes no inputs from {uri.partition(':')[0]}://")
         wanted = Wanted(
-            uri=spec.uri,
+            uri=uri,
             secret=spec.credentials,
-            access=access_of(spec.credentials, self.secrets, InputError) if spec.credentials else None,
+            access=access_of(spec.credentials, stage.secrets, InputError) if spec.credentials else None,
             digest=spec.digest,
             size=spec.size,
+            unpack=spec.unpack,
         )
-        return self.remote.stage(wanted, owner, stopped=stopped, say=say)
+        return stage.remote.stage(wanted, self.owner, stopped=self.stopped, say=self.say, on_moved=self.on_moved)
 
-    def _file(self, uri: str, spec: Input) -> Path:
+    def _unpacked(self, archive: Path) -> Path:
+        """By the digest that a file of the node has now; what is unpacked is a copy of it that nobody changes."""
+        copies = self.stage.copies
+        if not archive.is_file():
+            raise InputError(f"{archive} is no file, so it is no archive; leave out unpack")
+        with archive.open("rb") as opened:
+            digest = f"sha256:{hashlib.file_digest(opened, 'sha256').hexdigest()}"
+        if (found := copies.find("unpacked", digest, self.owner)) is not None:
+            return found
+        charged = charge(archive.stat().st_size)
+        with copies.landing("file", charged) as landed, archive.open("rb", buffering=0) as opened:
+            with new_file(landed.parent) as new:
+                digest, size = copy_hashed(opened, new.write, limit=archive.stat().st_size)
+                new.replace(landed, 0o444)
+            copies.adopt("file", digest, landed, charge(size), self.owner)
+        return copies.unpack(digest, self.owner).path
+
+    def _file(self, uri: str) -> Path:
         """A file or directory of the node, resolved under a root that the operator allows."""
+        spec, allowed_roots = self.spec, self.stage.allowed_roots
         try:
             real = Path(unquote(urlsplit(uri).path)).resolve(strict=True)
         except (OSError, RuntimeError):
             raise InputError(f"{uri} is not there on this node") from None
-        if not any(real.is_relative_to(root.resolve()) for root in self.allowed_roots):
-            roots = ", ".join(map(str, self.allowed_roots)) or "none"
+        if not any(real.is_relative_to(root.resolve()) for root in allowed_roots):
+            roots = ", ".join(map(str, allowed_roots)) or "none"
             raise InputError(f"{uri} is not under a folder that this node allows ({roots}); start it with --allow-root")
         if spec.digest is not None:
             _check(real, spec.digest)

@@ -75,6 +75,7 @@ _EXAMPLES = examples(
     "batchyard submit --image busybox --vcpus 0.5 --memory-mib 64 \\",
     "    --input /in/a=@table.csv --output n=/work/n --env LANG=C --wait \\",
     "    -- sh -c 'wc -l </in/a >/work/n'",
+    "batchyard submit --image busybox --input /in/site=@site.tar.gz --unpack /in/site -- ls /in/site",
     "batchyard submit --definition nightly --param day=monday --wait",
     "batchyard submit -f jobs.yaml --wait",
     "batchyard submit -f jobs.yaml --queue urgent --dry-run",
@@ -82,7 +83,7 @@ _EXAMPLES = examples(
     "jobs.yaml, one document a job (or a list of jobs):",
     "  image: busybox",
     "  command: [sh, -c, wc -l </in/a >/work/n]",
-    "  inputs: {/in/a: '@table.csv'}     # relative to this file's folder",
+    "  inputs: {/in/a: '@table.csv'}     # relative to this file's folder; also {digest: '@a.zip', unpack: true}",
     "  outputs: {n: /work/n}",
     "  vcpus: 0.5",
     "  memory_mib: 64",
@@ -119,6 +120,10 @@ _EXAMPLES = examples(
     "Path in the container; sha256:…, s3://…, https://…, file:///… of the node, job:ID:OUTPUT of a job that it depends "
     "on, or @PATH of this machine, put first.",
 )
+@click.option("--unpack", metavar="PATH", multiple=True,
+              help="The input there is an archive; mount a directory of what is in it. Repeatable.")  # fmt: skip
+@click.option("--writable", metavar="PATH", multiple=True,
+              help="The job may change the input there; its changes go with the attempt. Repeatable.")  # fmt: skip
 @_pairs_option("--output", "NAME=PATH", "File or directory below /work that is kept at the end.")
 @_pairs_option("--tag", "KEY=VALUE", "For people and tools.")
 @click.option("--array", "array_size", metavar="SIZE", type=int,
@@ -243,17 +248,17 @@ class _Send:
             job.pop("priority", None)  # the file's would count more than the message's
         inputs = job.get("inputs")
         for path, source in inputs.items() if isinstance(inputs, Mapping) else ():
-            if isinstance(source, str) and source.startswith("@"):
+            put = source.get("digest") if isinstance(source, Mapping) else source
+            if isinstance(put, str) and put.startswith("@"):
                 typed = path in (fields.get("input") or {})
-                files[path] = (Path() if typed else told.folder) / Path(source[1:]).expanduser()
+                files[path] = (Path() if typed else told.folder) / Path(put[1:]).expanduser()
         how = {**told.sending, **{k: v for k, v in given.items() if v is not None}, "priority": priority}
         return cls(job=job, files=files, how={"queue": _QUEUE, **how}, told=told)
 
     def check(self, client: Client) -> None:
         """Raises what `Client.submit` would, with file and line where a file said it."""
-        inputs = {**(self.job.get("inputs") or {}), **dict.fromkeys(self.files, _ANY_DIGEST)} if self.files else None
         try:
-            client.check({**self.job, "inputs": inputs} if inputs else self.job, queue=self.how["queue"])
+            client.check(self._with({path: {"digest": _ANY_DIGEST} for path in self.files}), queue=self.how["queue"])
             for path, file in self.files.items():
                 if not file.exists():
                     raise InvalidJob(f"inputs.{path}", f"@{file}", "there is no such file; correct the path")
@@ -266,12 +271,17 @@ class _Send:
         """What would be sent."""
         return {**self.job, **{k: v for k, v in self.how.items() if v is not None}}
 
+    def _with(self, blobs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """The job with these blobs as inputs, in place of the files of this machine."""
+        if not blobs:
+            return dict(self.job)
+        asked = self.job["inputs"]
+        put = {p: {**(asked[p] if isinstance(asked[p], Mapping) else {}), **blob} for p, blob in blobs.items()}
+        return {**self.job, "inputs": {**asked, **put}}
+
     def send(self, client: Client, kept: Mapping[tuple[Path, str], dict[str, Any]], tenant: str) -> str:
         """The job's id. kept: the blobs of its files, by path and tenant."""
-        job = dict(self.job)
-        if self.files:
-            job["inputs"] = {**job["inputs"], **{path: kept[file, tenant] for path, file in self.files.items()}}
-        how = self.how
+        job, how = self._with({path: kept[file, tenant] for path, file in self.files.items()}), self.how
         return client.submit(job, queue=how["queue"], priority=how["priority"], countdown=how.get("countdown_s"),
                              expires=how.get("expires_s"))  # fmt: skip
 
@@ -314,6 +324,9 @@ def described(job: Mapping[str, Any], fields: Mapping[str, Any], command: Sequen
             if not isinstance(filed, Mapping):
                 raise InvalidConfig(f"the file's {field} must be an object, to which --{option} adds")
             merged[field] = {**filed, **fields[option]}
+    for flag in ("unpack", "writable"):
+        for path in fields.get(flag) or ():
+            merged["inputs"] = _flagged(merged.get("inputs"), path, flag)
     awaited: list[object] = [*(fields.get("depends_on") or ())]
     awaited += [{"job_id": job_id, "type": "N_TO_N"} for job_id in fields.get("n_to_n") or ()]
     awaited += [{"type": "SEQUENTIAL"}] if fields.get("sequential") else []
@@ -325,6 +338,18 @@ def described(job: Mapping[str, Any], fields: Mapping[str, Any], command: Sequen
     if command:
         merged["command"] = list(command)
     return merged
+
+
+def _flagged(inputs: object, path: str, flag: str) -> dict[str, Any]:
+    """The inputs, of which the one at a path has a flag of its own."""
+    from ..job import written_out
+
+    source = inputs.get(path) if isinstance(inputs, Mapping) else None
+    if not isinstance(inputs, Mapping) or source is None:
+        raise InvalidConfig(f'--{flag} "{path}" names no input; give it with --input {path}=SOURCE')
+    if isinstance(source, str):
+        source = {"digest": source} if source.startswith("@") else written_out(source)
+    return {**inputs, path: {**source, flag: True} if isinstance(source, Mapping) else source}
 
 
 @click.command(epilog=examples("batchyard schema >job.schema.json", "batchyard schema | jq '.properties | keys'"))

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
+import json
 import platform
 import signal
+import subprocess
+import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +21,10 @@ from uuid import uuid4
 import pytest
 
 from batchyard.broker.errors import EngineUnavailable, ImageError, ImageUnavailable, NotFound, Permanent, StartError
-from batchyard.worker.engine import Bind, ContainerSpec, Engine, launch
+from batchyard.worker.engine import Bind, ContainerSpec, Engine, launch, overlay
 from batchyard.worker.engine.docker import DockerEngine
 from batchyard.worker.engine.fake import FakeEngine
+from batchyard.worker.engine.image_archive import find_image, small_archive
 from batchyard.worker.engine.parked import ParkedNetworks
 
 Make = Callable[..., ContainerSpec]
@@ -279,3 +285,140 @@ def test_a_container_of_a_network_that_is_not_there_is_refused(engine: Engine, m
 
 def test_an_engine_is_known_again(engine: Engine) -> None:
     assert engine.identity() == engine.identity() != ""
+
+
+# -- layers of changes
+
+
+@pytest.mark.parametrize("user", ["65534:65534", "1234:5", None])
+def test_what_is_written_over_a_directory_is_not_written_into_it(
+    engine: Engine, make: Make, tmp_path: Path, user: str | None
+) -> None:
+    below, changes = tmp_path / "below", tmp_path / "changes"
+    (below / "d").mkdir(parents=True)
+    for name, text in (("a", "one\n"), ("d/b", "two\n"), ("run", "#!/bin/sh\n")):
+        (below / name).write_text(text)
+        (below / name).chmod(0o555 if name == "run" else 0o444)
+    for folder in (below / "d", below):
+        folder.chmod(0o555)
+    owner = None if user is None else tuple(map(int, user.split(":")))
+    overlay.prepare(below, changes, owner)  # type: ignore[arg-type]
+    script = (
+        "cd /in; set -e; test $(cat d/b) = two; echo more >>a; rm d/b; echo new >d/n; mv d e; test -x run; test -w run;"
+        "test $(cat a | tr '\\n' -) = one-more-; rm -r e; mkdir d; ls d"
+    )
+    bind = Bind(source=str(below), target="/in", changes=str(changes))
+    container = launch(engine, make("sh", "-c", script, binds=(bind,), user=user, cap_drop_all=True), say=print)
+    ended = engine.wait(container)
+    engine.remove(container)
+    assert (below / "a").read_text() + (below / "d" / "b").read_text() == "one\ntwo\n"
+    assert sorted(str(p.relative_to(below)) for p in below.rglob("*")) == ["a", "d", "d/b", "run"]
+    if not isinstance(engine, FakeEngine):
+        assert ended.code == 0
+        assert (changes / "upper" / "a").read_text() == "one\nmore\n"
+        assert str(below) not in Path("/proc/self/mountinfo").read_text()
+
+
+def test_a_directory_without_its_layer_of_changes_is_refused(engine: Engine, make: Make, tmp_path: Path) -> None:
+    bind = Bind(source=str(tmp_path), target="/in", changes=str(tmp_path / "none"))
+    with pytest.raises(StartError):
+        launch(engine, make("true", binds=(bind,)), say=print)
+
+
+# -- images in archives
+
+
+@pytest.fixture
+def loaded(engine: Engine) -> Iterator[str]:
+    """A name for an image, which is gone after the test."""
+    name = f"batchyard-test/loaded:{uuid4().hex}"
+    yield name
+    if not isinstance(engine, FakeEngine):
+        subprocess.run(["docker", "rmi", "-f", name], capture_output=True, check=False, timeout=60)
+
+
+def test_an_image_that_was_saved_is_the_same_when_it_is_loaded(
+    engine: Engine, make: Make, tmp_path: Path, loaded: str
+) -> None:
+    image = make().image
+    for name in ("one", "two"):
+        engine.save(image, tmp_path / name)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    assert engine.image_present(loaded) is None
+    engine.load(tmp_path / "one", loaded)
+    engine.load(tmp_path / "two", loaded)
+    assert engine.image_present(loaded) == engine.image_present(image)
+    engine.save(loaded, tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "one").read_bytes()
+    assert engine.wait(launch(engine, make("sh", "-c", "exit 4", image=loaded), say=print)).code == 4
+
+
+def test_an_image_that_is_not_here_cannot_be_saved(engine: Engine, tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="batchyard-test/none"):
+        engine.save("batchyard-test/none:1", tmp_path / "a")
+
+
+def test_what_is_no_image_is_not_loaded(engine: Engine, tmp_path: Path, loaded: str) -> None:
+    def manifest(value: object) -> bytes:
+        return small_archive({"manifest.json": json.dumps(value).encode(), "c": b"", "l": b"x"})
+
+    one = {"Config": "c", "Layers": ["l"], "RepoTags": [loaded]}
+    for bad in (
+        b"", b"hello" * 1000, small_archive({"a": b"x"}), manifest([]), manifest([one, one]), manifest({"a": 1}),
+        manifest([{"Config": "none", "Layers": []}]), manifest([{"Config": "/etc/passwd", "Layers": ["../../x"]}]),
+        manifest([one]), small_archive({"index.json": b'{"manifests": [{"digest": "sha256:0"}]}'}),
+    ):  # fmt: skip
+        (tmp_path / "bad").write_bytes(bad)
+        with pytest.raises(ImageError):
+            engine.load(tmp_path / "bad", loaded)
+        assert engine.image_present(loaded) is None
+
+
+def test_an_oci_layout_is_loaded_and_no_other_name_is_given(
+    engine: Engine, make: Make, tmp_path: Path, loaded: str
+) -> None:
+    """As buildah, skopeo and newer Dockers write it; with names of its own, one of which is another image's."""
+    image = make().image
+    engine.save(image, tmp_path / "saved")
+    found = find_image(tmp_path / "saved")
+    with tarfile.open(tmp_path / "saved") as tar:
+        files = {name: tar.extractfile(name).read() for name in (found.config, *found.layers)}  # type: ignore[union-attr]
+    if isinstance(engine, FakeEngine):
+        files[found.config] = json.dumps({"os": "linux", "architecture": "amd64", "rootfs": {}}).encode()
+    blobs: dict[str, bytes] = {}
+
+    def blob(data: bytes) -> dict[str, object]:
+        digest = hashlib.sha256(data).hexdigest()
+        blobs[f"blobs/sha256/{digest}"] = data
+        return {"digest": f"sha256:{digest}", "size": len(data)}
+
+    told = {"config": blob(files[found.config]), "layers": [blob(gzip.compress(files[n])) for n in found.layers]}
+    machine = {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()]
+    other = {"config": blob(json.dumps({"os": "unknown", "architecture": machine}).encode()), "layers": []}
+    index = {"manifests": [blob(json.dumps(one).encode()) for one in (told, other)]}
+    for one in index["manifests"]:
+        one["annotations"] = {"org.opencontainers.image.ref.name": image}
+    layout = {"oci-layout": b'{"imageLayoutVersion": "1.0.0"}', "index.json": json.dumps(index).encode(), **blobs}
+    before = engine.image_present(image)
+    (tmp_path / "oci").write_bytes(small_archive(layout))
+    if isinstance(engine, FakeEngine) and machine != "amd64":
+        return
+    engine.load(tmp_path / "oci", loaded)
+    assert engine.image_present(loaded) is not None
+    assert engine.image_present(image) == before
+    if not isinstance(engine, FakeEngine):
+        assert engine.image_present(loaded) == before
+        assert engine.wait(launch(engine, make("sh", "-c", "exit 5", image=loaded), say=print)).code == 5
+
+
+def test_an_archive_gives_its_image_no_name_of_its_own(engine: Engine, make: Make, tmp_path: Path, loaded: str) -> None:
+    victim = f"batchyard-test/victim:{uuid4().hex}"
+    engine.save(make().image, tmp_path / "saved")
+    with tarfile.open(tmp_path / "saved") as tar:
+        files = {one.name: tar.extractfile(one).read() for one in tar}  # type: ignore[union-attr]
+    [manifest] = json.loads(files["manifest.json"])
+    files["manifest.json"] = json.dumps([{**manifest, "RepoTags": [victim]}]).encode()
+    (tmp_path / "evil").write_bytes(small_archive(files))
+    engine.load(tmp_path / "evil", loaded)
+    assert engine.image_present(victim) is None
+    assert engine.image_present(loaded) is not None

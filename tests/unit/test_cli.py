@@ -116,6 +116,21 @@ def test_options_and_command_are_put_over_the_job_of_a_file() -> None:
     }  # fmt: skip
 
 
+def test_flags_of_an_input_are_put_over_its_source_however_it_is_written() -> None:
+    digest = "sha256:" + "a" * 64
+    inputs = {"/a": digest, "/b": "@b.zip", "/c": "job:x:o", "/d": {"uri": "s3://b/d"}, "/e": "https://h/e"}
+    fields = {"input": inputs, "unpack": ["/a", "/b", "/c", "/d"], "writable": ["/a", "/e"]}
+    assert described({"image": "a"}, fields, [])["inputs"] == {
+        "/a": {"digest": digest, "unpack": True, "writable": True},
+        "/b": {"digest": "@b.zip", "unpack": True},
+        "/c": {"job": "x", "from": "o", "unpack": True},
+        "/d": {"uri": "s3://b/d", "unpack": True},
+        "/e": {"uri": "https://h/e", "writable": True},
+    }
+    with pytest.raises(InvalidConfig, match=r'--unpack "/in" names no input'):
+        described({"image": "a"}, {"unpack": ["/in"]}, [])
+
+
 @pytest.mark.parametrize(
     ("filed", "option", "reuse"),
     [(True, None, True), (True, False, False), (False, True, True), (None, True, True), (None, False, False)],

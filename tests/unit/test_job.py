@@ -329,3 +329,35 @@ def test_a_dependency_is_an_id_or_says_what_a_failure_does() -> None:
     assert [(one.job_id, one.on_failure) for one in job.depends_on] == [("a", "FAIL"), ("b", "FAIL"), ("c", "CONTINUE")]
     assert job.dump()["depends_on"] == ["a", "b", {"job_id": "c", "on_failure": "CONTINUE"}]
     assert Job.parse(job.dump()) == job
+
+
+# -- unpacked, writable, images as blobs
+@pytest.mark.parametrize("source", [DIGEST, "s3://bucket/a.zip", "https://host/a", "file:///a.tar", {"from": "o"}])
+def test_any_file_may_be_unpacked_and_any_input_writable(source: Any) -> None:
+    written = source if isinstance(source, dict) else {"digest" if source == DIGEST else "uri": source}
+    job = parse(inputs={"/in/a": {**written, "unpack": True, "writable": True}})
+    assert (job.inputs["/in/a"].unpack, job.inputs["/in/a"].writable) == (True, True)
+    assert Job.parse(json.loads(json.dumps(job.dump()))) == job
+    assert "unpack" not in json.dumps(parse(inputs={"/in/a": source}).dump())
+
+
+@pytest.mark.parametrize("source", [{"digest": DIGEST, "kind": "tree"}, {"uri": "s3://bucket/dir/"}])
+def test_a_directory_is_not_unpacked(source: dict[str, Any]) -> None:
+    assert "this is a directory" in str(refused(inputs={"/in/a": {**source, "unpack": True}}))
+
+
+def test_an_output_of_the_step_before_is_given_as_the_job_asks() -> None:
+    job = parse(inputs={"/in/a": {"from": "o", "unpack": True, "writable": True}})
+    found = resolve(job, result(o=ONE)).inputs["/in/a"]
+    assert (found.digest, found.unpack, found.writable) == (DIGEST, True, True)
+    several = resolve(job, [result(o=ONE), result(o=ONE)]).inputs["/in/a"]
+    assert several.members is not None
+    assert (several.unpack, several.writable) == (True, True)
+    for before in (result(o={**ONE, "kind": "tree"}), [result(o=ONE), result(o={**ONE, "kind": "tree"})]):
+        with pytest.raises(InvalidJob, match="is a directory already; leave it out"):
+            resolve(job, before)
+
+
+def test_an_image_may_be_the_digest_of_a_blob_and_no_half_of_one() -> None:
+    assert parse(image=DIGEST).image == DIGEST
+    assert "64 hex digits" in str(refused(image="sha256:abc"))

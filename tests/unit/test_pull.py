@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from batchyard.broker.errors import ImageError, StartError
+from batchyard.broker.errors import ImageError, NotFound, StartError
 from batchyard.worker.engine.fake import FakeEngine, digest_of
 from batchyard.worker.pull import Puller
 from yardtest.wait import until
@@ -107,3 +109,44 @@ def test_who_is_told_to_stop_waits_no_longer_and_the_pull_goes_on(tmp_path: Path
         engine.gate.set()
         assert other.result(10) == digest_of("a:1")
     assert engine.pulls == ["a:1"]
+
+
+def test_an_image_that_is_a_blob_is_loaded_once_and_never_pulled(tmp_path: Path) -> None:
+    engine = slow(tmp_path)
+    engine.images["made:1"] = digest_of("made:1")
+    engine.save("made:1", tmp_path / "archive")
+    opened: list[Path] = []
+
+    @contextmanager
+    def archive() -> Iterator[Path]:
+        opened.append(tmp_path / "archive")
+        assert engine.gate.wait(30)
+        yield tmp_path / "archive"
+
+    puller = Puller(engine)
+    with ThreadPoolExecutor(8) as pool:
+        waiting = threading.Semaphore(0)
+        asked = [pool.submit(puller.ensure, "blob:1", archive=archive, pulling=waiting.release) for _ in range(8)]
+        for _ in range(8):
+            assert waiting.acquire(timeout=10)
+        engine.gate.set()
+        assert {one.result(10) for one in asked} == {digest_of("made:1")}
+    puller.forget("blob:1")
+    assert puller.ensure("blob:1", archive=archive) == digest_of("made:1")
+    assert (len(opened), engine.calls.count("load"), engine.pulls) == (1, 1, [])
+
+
+def test_a_blob_that_cannot_be_had_fails_all_that_wait_and_is_tried_again_by_the_next(tmp_path: Path) -> None:
+    engine, tries = slow(tmp_path), list[int]()
+
+    @contextmanager
+    def archive() -> Iterator[Path]:
+        tries.append(1)
+        raise NotFound("blob is not in the store")
+        yield
+
+    puller = Puller(engine)
+    for _ in range(2):
+        with pytest.raises(NotFound):
+            puller.ensure("blob:1", archive=archive)
+    assert len(tries) == 2

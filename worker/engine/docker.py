@@ -32,9 +32,11 @@ from batchyard.broker.errors import (
     StartError,
 )
 
+from . import overlay
+from .docker_images import DockerImages
 from .docker_networks import DockerNetworks
 from .logs import FileLog, FollowLog, LogSource
-from .protocol import ContainerSpec, Exit, InitMissing, Listed
+from .protocol import Bind, ContainerSpec, Exit, InitMissing, Listed
 
 ANSWER_WITHIN_S = 60
 ASK_AGAIN_S = 30
@@ -57,7 +59,7 @@ _GONE = (OSError, urllib3.exceptions.HTTPError, ValueError)
 """What docker-py lets through when the engine goes away before, during or in the middle of an answer."""
 
 
-class DockerEngine(DockerNetworks):
+class DockerEngine(DockerNetworks, DockerImages):
     """`base_url` None takes DOCKER_HOST and its TLS variables, then the local socket. Connects at the first call."""
 
     def __init__(self, base_url: str | None = None) -> None:
@@ -311,10 +313,7 @@ def body(spec: ContainerSpec, *, cpus: int, init: bool) -> dict[str, Any]:
         "SecurityOpt": ["no-new-privileges"] if spec.no_new_privileges else [],
         "PidsLimit": spec.pids_limit,
         "Tmpfs": dict(spec.tmpfs),
-        "Mounts": [
-            {"Type": "bind", "Source": bind.source, "Target": bind.target, "ReadOnly": bind.read_only}
-            for bind in spec.binds
-        ],
+        "Mounts": [_mount(bind, spec.labels) for bind in spec.binds],
         "Devices": [{"PathOnHost": path, "PathInContainer": path, "CgroupPermissions": "rwm"} for path in spec.devices],
     }
     if spec.gpus:
@@ -333,6 +332,15 @@ def body(spec: ContainerSpec, *, cpus: int, init: bool) -> dict[str, Any]:
         "StopSignal": spec.stop_signal,
     }
     return config | {name: list(v) if isinstance(v, tuple) else v for name, v in optional.items() if v is not None}
+
+
+def _mount(bind: Bind, labels: Mapping[str, str]) -> dict[str, Any]:
+    """A layer of changes is a volume without a name, which the engine mounts and takes away with the container."""
+    if bind.changes is None:
+        return {"Type": "bind", "Source": bind.source, "Target": bind.target, "ReadOnly": bind.read_only}
+    options = {"type": "overlay", "device": "overlay", "o": overlay.mount_options(bind.source, bind.changes)}
+    volume = {"NoCopy": True, "Labels": dict(labels), "DriverConfig": {"Name": "local", "Options": options}}
+    return {"Type": "volume", "Target": bind.target, "VolumeOptions": volume}
 
 
 def _reason(error: APIError) -> str:

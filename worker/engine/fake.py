@@ -19,6 +19,7 @@ from pathlib import Path
 
 from batchyard.broker.errors import EngineUnavailable, ImageError, NotFound, Permanent, StartError
 
+from .image_archive import find_image, read_config, small_archive
 from .logs import FileLog, LogSource
 from .networks import Network
 from .protocol import ContainerSpec, Exit, Listed
@@ -99,6 +100,7 @@ class FakeEngine:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.images = {image: digest_of(image) for image in images}
+        self.configs: dict[str, bytes] = {}
         self.registry = set(registry)
         self.pulls: list[str] = []
         self.calls: list[str] = []
@@ -164,13 +166,30 @@ class FakeEngine:
         self._call("import_image")
         self.images.setdefault(image, digest_of(image))
 
+    def load(self, archive: Path, image: str) -> None:
+        self._call("load")
+        config = read_config(find_image(archive))
+        if not config:
+            raise ImageError("the engine does not take it: its config is empty")
+        self.images[image] = f"sha256:{sha256(config).hexdigest()}"
+        self.configs[image] = config
+
+    def save(self, image: str, path: Path) -> None:
+        self._call("save")
+        if image not in self.images:
+            raise ImageError(f'image "{image}" is not on this machine; pull it first, or correct its name')
+        manifest = [{"Config": "config.json", "RepoTags": None, "Layers": list[str]()}]
+        config = self.configs.get(image, image.encode())
+        path.write_bytes(small_archive({"manifest.json": json.dumps(manifest).encode(), "config.json": config}))
+
     def create(self, spec: ContainerSpec) -> str:
         self._call("create")
         if spec.image not in {*self.images, *self.images.values()}:
             raise ImageError(f'image "{spec.image}" is not on this node')
         if not self._known(spec.network):
             raise StartError(f"a container of image {spec.image!r} cannot be created: no network {spec.network}")
-        missing = [bind.source for bind in spec.binds if not Path(bind.source).exists()]
+        paths = [path for bind in spec.binds for path in (bind.source, bind.changes) if path is not None]
+        missing = [path for path in paths if not Path(path).exists()]
         if missing:
             raise StartError(f"a container of image {spec.image!r} cannot be created: no {missing[0]} to bind")
         with self._changed:

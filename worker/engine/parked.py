@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 from batchyard.broker.errors import BatchyardError, ImageError, NotFound, StartError
 
@@ -167,6 +168,12 @@ class ParkedNetworks:
 
     def import_image(self, image: str, layer: bytes) -> None:
         self._engine.import_image(image, layer)
+
+    def load(self, archive: Path, image: str) -> None:
+        self._engine.load(archive, image)
+
+    def save(self, image: str, path: Path) -> None:
+        self._engine.save(image, path)
 
     def wait(self, container_id: str) -> Exit:
         return self._engine.wait(container_id)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from batchyard.broker.errors import StartError
@@ -26,11 +27,16 @@ from .networks import Networks
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bind:
-    """A file or directory of the node at a path in the container. `source` must exist."""
+    """A file or directory of the node at a path in the container. `source` must exist.
+
+    changes: of a directory, what `overlay.prepare` made for it: what the container writes goes there, and `source`
+    stays as it is. Nothing of the mount is left once the container was removed.
+    """
 
     source: str
     target: str
     read_only: bool = False
+    changes: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +107,8 @@ class InitMissing(CreateAgain):
 
 
 class Engine(Networks, Protocol):
-    """Runs containers. Every method may be called from any thread, and all but `wait` and `pull` answer within 60 s.
+    """Runs containers. Every method may be called from any thread, and all but `wait`, `pull`, `load` and
+    `save` answer within 60 s.
 
     Every method raises `EngineUnavailable` when the engine does not answer, but `wait`, which goes on waiting.
     """
@@ -120,6 +127,14 @@ class Engine(Networks, Protocol):
     def import_image(self, image: str, layer: bytes) -> None:
         """Make an image of one layer, a tar. Nothing happens when there is one of this name."""
         ...
+
+    def load(self, archive: Path, image: str) -> None:
+        """Have the one image in an archive (docker's own, or an OCI layout) under this name, and under no other.
+        ImageError: there is none, or it is not sound. DiskFull."""
+
+    def save(self, image: str, path: Path) -> None:
+        """Write an image as an archive that `load` takes: of one image always the same bytes. ImageError: it is not
+        here. DiskFull, StoreUnavailable: `path` cannot be written."""
 
     def create(self, spec: ContainerSpec) -> str:
         """Create a container and return its id. ImageError: no such image here. StartError: the spec is refused."""
