@@ -359,6 +359,7 @@ class Node:
         options, free, levels = self.tools.options, self.ledger.free(), self.tools.levels
         return {
             "cache": json.dumps(asdict(levels.facts())) if levels else "",
+            "peer": levels.peer_address if levels else "",
             "vcpus": f"{options.vcpus:g}",
             "memory_mib": str(options.memory_mib),
             "gpus": str(len(options.gpus)),
