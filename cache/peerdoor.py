@@ -91,10 +91,12 @@ def _app(blobs: _Blobs) -> Starlette:
     async def nothing(request: Request, error: Exception) -> Response:
         return _nothing()
 
-    return Starlette(
+    app = Starlette(
         routes=[Route(PATH + "{name}", blobs.answer, methods=["GET", "HEAD"])],
         exception_handlers={404: nothing, 405: nothing},
     )
+    app.router.redirect_slashes = False
+    return app
 
 
 def _nothing() -> Response:
@@ -159,7 +161,8 @@ class _Blobs:
         """Waits a while; one thread for all who wait for the same."""
         task = self._waits.get(fill)
         if task is None:
-            task = self._waits[fill] = asyncio.create_task(to_thread.run_sync(fill.ended.wait, HOLD_S * 0.9))
+            waiting = to_thread.run_sync(fill.ended.wait, HOLD_S * 0.9, abandon_on_cancel=True)
+            task = self._waits[fill] = asyncio.create_task(waiting)
             task.add_done_callback(lambda _: self._waits.pop(fill, None))
         await asyncio.wait({task}, timeout=HOLD_S * 0.9)
         return fill.ended.is_set()

@@ -1,7 +1,7 @@
 """Nodes without jobs: a near store with a peer door, over a durable store that all have; real Redis, real HTTP.
 
-    with NearNode("a", yard, far, folder) as a, NearNode("b", yard, far, folder) as b:
-        a.blobs.put_bytes(b"x")
+with NearNode("a", yard, far, folder) as a, NearNode("b", yard, far, folder) as b:
+    a.blobs.put_bytes(b"x")
 """
 
 from __future__ import annotations
