@@ -18,6 +18,7 @@ from typing import Any
 import uvicorn
 from anyio import to_thread
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -53,7 +54,7 @@ class PeerDoor:
             loop="asyncio",
             lifespan="off",
             log_config=None,
-            log_level="error",
+            log_level="critical",  # else it has much to say of answers that end early
             access_log=False,
             proxy_headers=False,
             server_header=False,
@@ -73,7 +74,9 @@ class PeerDoor:
 
 
 class _Connection(H11Protocol):
-    """One that asks in time, and not more of them than a few hundred."""
+    """One that asks in time, takes what it is sent in time, and is not one of too many."""
+
+    _stuck: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -83,17 +86,28 @@ class _Connection(H11Protocol):
             self.loop.call_later(_REQUEST_S, self._asked)
 
     def _asked(self) -> None:
-        if self.cycle is None and self.transport is not None:
+        if self.cycle is None:
             self.transport.abort()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stuck = self.loop.call_later(_SEND_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stuck is not None:
+            self._stuck.cancel()
 
 
 def _app(blobs: _Blobs) -> Starlette:
     async def nothing(request: Request, error: Exception) -> Response:
+        if not isinstance(error, HTTPException):
+            log.error("a peer was told nothing", exc_info=error)
         return _nothing()
 
     app = Starlette(
         routes=[Route(PATH + "{name}", blobs.answer, methods=["GET", "HEAD"])],
-        exception_handlers={404: nothing, 405: nothing},
+        exception_handlers={404: nothing, 405: nothing, Exception: nothing},
     )
     app.router.redirect_slashes = False
     return app
@@ -141,7 +155,7 @@ class _Blobs:
         except BaseException:
             self._slots.release()
             raise
-        return _Body(opened, reader, size, self._slots)
+        return _Body(request, opened, reader, size, self._slots)
 
     async def _here(self, name: str) -> int | Fill | None:
         """The object's size once it is here; what is still on its way; None: it is not here."""
@@ -169,39 +183,41 @@ class _Blobs:
 
 
 class _Body(Response):
-    """An opened object, sent as it is read. It holds a slot until it is sent."""
+    """An opened object, sent as it is read. It holds a slot until it is sent, or nobody takes it any more."""
 
     def __init__(
-        self, opened: AbstractContextManager[Readable], reader: Readable, size: int, slots: asyncio.Semaphore
+        self,
+        request: Request,
+        opened: AbstractContextManager[Readable],
+        reader: Readable,
+        size: int,
+        slots: asyncio.Semaphore,
     ) -> None:
         self.status_code, self.background, self.body = 200, None, b""
-        self._opened, self._reader, self._size, self._slots = opened, reader, size, slots
+        self._request, self._opened, self._reader, self._slots = request, opened, reader, slots
+        self._left = size
         self.init_headers({"Content-Length": str(size), "Connection": "close"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        left = self._size
         try:
-            start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-            await self._send(send, start)
-            while left:
-                piece = await to_thread.run_sync(self._read, min(left, _PIECE_BYTES))
-                left -= len(piece)
-                await self._send(send, {"type": "http.response.body", "body": piece, "more_body": left > 0})
-                if not piece:
-                    break  # shorter than it was: the connection ends early
-        except (BatchyardError, TimeoutError) as error:
-            log.warning("an object was given to a peer in part only: %s", error or "the peer takes no more")
-            raise
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await self._send_all(send)
+        except BatchyardError as error:  # the connection ends early
+            log.warning("an object was given to a peer in part only: %s", error)
         finally:
             self._slots.release()
             await asyncio.shield(to_thread.run_sync(self._opened.__exit__, None, None, None))
 
-    def _read(self, most: int) -> bytes:
-        buffer = bytearray(most)
-        count = self._reader.readinto(memoryview(buffer)) or 0
-        return bytes(memoryview(buffer)[:count])
+    async def _send_all(self, send: Send) -> None:
+        while not await self._request.is_disconnected():
+            piece = await to_thread.run_sync(self._read)
+            self._left -= len(piece)
+            if not piece and self._left:
+                return  # it is shorter than it was
+            await send({"type": "http.response.body", "body": piece, "more_body": self._left > 0})
+            if not self._left:
+                return
 
-    @staticmethod
-    async def _send(send: Send, message: dict[str, Any]) -> None:
-        async with asyncio.timeout(_SEND_S):
-            await send(message)
+    def _read(self) -> bytes:
+        buffer = memoryview(bytearray(min(self._left, _PIECE_BYTES)))
+        return bytes(buffer[: self._reader.readinto(buffer) or 0]) if self._left else b""

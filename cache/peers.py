@@ -75,7 +75,7 @@ class Transfer:
     ) -> None:
         self.peer, self.at, self._size = peer, 0, size
         self._answer, self._clock = answer, clock
-        # straight into the caller's buffer: urllib3's own `readinto` copies twice
+        # urllib3's own copies once more
         source: Any = getattr(answer, "_fp", None)
         self._source: Any = source if isinstance(source, http.client.HTTPResponse) else answer
         self._waited_s, self._mark = 0.0, 0
@@ -85,11 +85,14 @@ class Transfer:
             return 0
         began = self._clock()
         try:
-            count: int = self._source.readinto(buffer[: min(_PIECE_BYTES, self._size - self.at)]) or 0
+            # what is there: `readinto` would wait until the buffer is full, and a drip would not be seen
+            piece: bytes = self._source.read1(min(len(buffer), _PIECE_BYTES, self._size - self.at))
         except _BROKEN as error:
             raise self._lost(f"stopped: {error}") from error
+        count = len(piece)
         if not count:
             raise self._lost("ended early")
+        buffer[:count] = piece
         self.at += count
         self._waited_s += self._clock() - began
         if self._waited_s > _PACE_S:

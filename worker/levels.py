@@ -12,6 +12,7 @@ import threading
 from dataclasses import dataclass
 
 from batchyard.broker.errors import BatchyardError, BrokerUnavailable, DiskFull, InvalidConfig, StoreUnavailable
+from batchyard.broker.seal import KeyRing
 from batchyard.broker.store import Yard
 from batchyard.cache.bounded import LEVEL, Bounded
 from batchyard.cache.copies import LocalCopies
@@ -24,7 +25,7 @@ from batchyard.cache.store import Store
 from batchyard.cache.tiered import Tiered
 
 from . import memory
-from .near_store import mark_of, open_near_store
+from .near_store import id_of, mark_of, open_near_store
 from .options import NodeOptions
 from .peering import Peering
 from .yard_store import open_yard_store
@@ -68,6 +69,13 @@ class Levels:
     bounded: Bounded | None = None
     yard_store: Late
     peering: Peering | None = None
+
+    def near_id(self, ring: KeyRing) -> str:
+        """Tells the near store from others'; empty where there is none, or it does not answer."""
+        try:
+            return id_of(self.bounded, ring) if self.bounded else ""
+        except StoreUnavailable:
+            return ""
 
     @property
     def peer_address(self) -> str:

@@ -6,6 +6,7 @@ near store <- door <- other nodes        hints in Redis: what this node has, ren
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import threading
 import time
@@ -147,8 +148,9 @@ def _listen(text: str, here: str) -> tuple[socket.socket, str]:
     try:
         listening = socket.create_server((host, port), family=family, backlog=128)
     except OSError as error:
+        why = os.strerror(error.errno) if error.errno else str(error)
         raise InvalidConfig(
-            f'--peer-address "{text}" cannot be listened on ({error.strerror}); give an address of this machine, and a '
+            f'--peer-address "{text}" cannot be listened on ({why}); give an address of this machine, and a '
             "port that is free"
         ) from None
     return listening, join_address(here if host in _ANYWHERE else host, int(listening.getsockname()[1]))

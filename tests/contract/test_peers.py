@@ -27,6 +27,7 @@ from batchyard.cache.memory import MemoryStore
 from batchyard.cache.peercall import PATH, stamp
 from batchyard.cache.peers import Doors, Later, Transfer
 from batchyard.cache.sealed import BlobStore
+from batchyard.cache.store import CopyLost
 from yardtest.cut import CuttingRelay
 from yardtest.peers import NearNode
 from yardtest.redis import RedisServer
@@ -578,3 +579,19 @@ def test_a_node_that_is_always_busy_is_given_up(
     for one in taken:
         assert isinstance(one, Transfer)
         one.close()
+
+
+def test_a_peer_that_takes_nothing_holds_no_place_for_long(
+    yard: Yard, far: Gated, a: NearNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peerdoor, "_SEND_S", 0.2)
+    digest, _ = stored(yard, far, 24)  # more than the system takes for it
+    has_it(yard, a, digest)
+    doors, peer, name = Doors(yard.ring), Peer(node="a", address=a.peering.address), yard.ring.name(digest)
+    rounds = [[doors.ask(peer, name) for _ in range(8)] for _ in range(3)]
+    assert all(isinstance(one, Transfer) for taken in rounds for one in taken)
+    first = rounds[0][0]
+    assert isinstance(first, Transfer)
+    with pytest.raises(CopyLost, match="node a"):
+        while first.readinto(memoryview(bytearray(MIB))):
+            pass

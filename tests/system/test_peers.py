@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -182,3 +184,21 @@ def test_what_a_dead_node_had_comes_from_the_durable_store(yard: TestYard, blobs
     assert time.monotonic() - began < 30
     yard.start_node("a")
     yard.healthy()
+
+
+def test_a_node_with_the_near_store_of_another_is_refused(
+    yard: TestYard, ways: dict[str, Way], minio: S3Server
+) -> None:
+    yard.start_node("c", wait=False, store=ways["a"].spec, near=minio.spec("peers-near-b"), queues="tiny")
+    refused = yard.nodes.pop("c")
+    refused.wait_for('node "b" uses the same store as --near; give each node one of its own')
+    until(lambda: not refused.alive, "it ends")
+    assert refused.end() != 0
+
+
+def test_people_see_what_nodes_gave_each_other(yard: TestYard) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "batchyard.broker.cli", "nodes", "--broker", yard.url, "--key-file", str(yard.key_file)],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert "from nodes, " in ran.stdout
