@@ -86,7 +86,7 @@ class _Connection(H11Protocol):
             self.loop.call_later(_REQUEST_S, self._asked)
 
     def _asked(self) -> None:
-        if self.cycle is None:
+        if not self.cycle:
             self.transport.abort()
 
     def pause_writing(self) -> None:

@@ -23,7 +23,18 @@ ROOT = Path(__file__).parents[2]
 def main() -> int:
     sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "demo")]
     from bench import (
-        arrays, children, claim, intake, locality, noop, put, reuse, shared, staging, start, trees,
+        arrays,
+        children,
+        claim,
+        intake,
+        locality,
+        noop,
+        put,
+        reuse,
+        shared,
+        staging,
+        start,
+        trees,
     )  # fmt: skip
     from bench.row import Row, show
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -116,7 +117,8 @@ def read(node: NearNode, digest: str) -> bytes:
 
 
 def held(yard: Yard, name: str) -> set[bytes]:
-    return set(yard.redis.zrange(keys.holders(name), 0, -1))
+    found: Any = yard.redis.zrange(keys.holders(name), 0, -1)
+    return set(found)
 
 
 def has_it(yard: Yard, node: NearNode, digest: str) -> bytes:

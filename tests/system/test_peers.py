@@ -90,7 +90,7 @@ def blobs(minio: S3Server, yard: TestYard) -> BlobStore:
 
 
 def peer_of(yard: TestYard, node: str) -> str:
-    return (yard.redis.hget(keys.node(node), "peer") or b"").decode()
+    return yard.store.nodes().get(node, {}).get("peer", "")
 
 
 def facts(yard: TestYard, node: str) -> dict[str, int]:
@@ -135,8 +135,8 @@ def test_an_input_of_many_jobs_on_two_nodes_leaves_the_durable_store_once(
     script = f"tail -c 65536 /in/x | sha256sum; until [ -e /shared/{go.name} ]; do sleep 0.2; done"
     inputs = {"/in/x": {"digest": blob.digest, "size": blob.size}, "/shared": f"file://{yard.shared}"}
     sent = [yard.shell(script, vcpus=16 / jobs, inputs=inputs) for _ in range(jobs)]
-    until(lambda: all(yard.peek(one.id).state == "RUNNING" for one in sent), "all run", timeout_s=300, every_s=0.3)
-    assert sorted(yard.store.record(one.id).node for one in sent) == ["a"] * (jobs // 2) + ["b"] * (jobs // 2)
+    nodes = [yard.running(one.id, timeout_s=300).node or "" for one in sent]
+    assert sorted(nodes) == ["a"] * (jobs // 2) + ["b"] * (jobs // 2)
     go.touch()
     for one in sent:
         assert end in blobs.read_bytes(one.get(timeout=120)["log"], MIB).decode()
