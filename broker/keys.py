@@ -120,6 +120,16 @@ def node_jobs(name: str) -> str:
     return f"by:node:{name}:jobs"
 
 
+def holders(name: str) -> str:
+    """Zset with expiry: ms until when a node says that it has an object of the store in its near one -> node."""
+    return f"by:blob:{name}:holders"
+
+
+def flight(name: str) -> str:
+    """String with expiry: the node that fetches an object from the durable store just now."""
+    return f"by:blob:{name}:flight"
+
+
 def result(job_id: str) -> str:
     """Celery's result key, and the channel that announces it."""
     return f"celery-task-meta-{job_id}"
@@ -149,7 +159,9 @@ def lua_table() -> str:
             consumable_token,
             dependants,
             definition,
+            flight,
             head,
+            holders,
             schedule,
             node,
             node_jobs,

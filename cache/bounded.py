@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import islice
 
 from batchyard.broker.errors import DiskFull, NotFound
 from batchyard.broker.seal import Readable
@@ -42,6 +43,12 @@ class Bounded:
     def held_bytes(self) -> int:
         with self._guard:
             return self._shelf.held_bytes
+
+    def last_used(self, most: int, *, least_bytes: int) -> list[str]:
+        """Names of objects that count so much at least, the last used first."""
+        with self._guard:
+            found = (e.key for e in self._shelf.last(len(self._shelf)) if e.bytes >= least_bytes)
+            return list(islice(found, most))
 
     def count(self) -> None:
         """Make the account true: once, after the start. StoreUnavailable: to be called again."""

@@ -97,6 +97,11 @@ class Fill:
         self.ended = threading.Event()
         """nothing will be put any more"""
 
+    @property
+    def given_bytes(self) -> int:
+        """How much has come so far."""
+        return self._given
+
     def give(self, piece: memoryview) -> None:
         with self._lock:
             if self._closed:

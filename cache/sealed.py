@@ -36,6 +36,8 @@ from .store import CopyLost, Store, Unreadable, levels
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 _HEAD_BYTES = 256
+_COPIES = 4
+"""As many may be read in turn: the near one, those of two other nodes, the durable one."""
 OnBytes: TypeAlias = Callable[[int], None]
 """Hears how many more bytes of content are done; in the end, of a call that succeeds, as many as the blob has."""
 
@@ -301,12 +303,13 @@ class _From:
 
 
 def _again(act: Callable[[], T]) -> T:
-    """Once more if the copy that was read is given up: the next one is another."""
-    try:
-        return act()
-    except CopyLost as error:
-        log.warning("%s", error)
-        return act()
+    """Again while the copy that was read is given up: the next one is another."""
+    for _ in range(_COPIES - 1):
+        try:
+            return act()
+        except CopyLost as error:
+            log.warning("%s", error)
+    return act()
 
 
 class _Told:

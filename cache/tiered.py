@@ -17,7 +17,7 @@ from batchyard.broker.errors import BatchyardError, DiskFull, NotFound, StoreUna
 from batchyard.broker.seal import Readable
 
 from .fill import Fill, Tee
-from .store import CopyLost, Store, Unreadable, check_name
+from .store import CopyLost, Store, Unreadable, check_name, levels
 
 log = logging.getLogger(__name__)
 REST_S = 30.0
@@ -38,7 +38,7 @@ class Tiered:
     """
 
     def __init__(self, near: Store, far: Store, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self.levels = (near, far)
+        self.levels = (near, *levels(far))
         self._near, self._far, self._clock = near, far, clock
         self._rest_until = -1.0
         self._guard = threading.Lock()
@@ -118,6 +118,11 @@ class Tiered:
         with self._guard:
             fills = list(self._fills)
         return all(fill.ended.wait(max(0.0, end - time.monotonic())) for fill in fills)
+
+    def arriving(self, name: str) -> Fill | None:
+        """What is on its way into the near store under this name, if anything is."""
+        with self._guard:
+            return next((fill for fill in self._fills if fill.name == name), None)
 
     def _begin(self, name: str, size: int | Callable[[], int | None]) -> Fill | None:
         if self._resting():

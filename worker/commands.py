@@ -84,6 +84,11 @@ allow_url_host_option = click.option(
 )
 @click.option("--near", help="A store of this node alone, as --store has it: it keeps sealed what was used last.")
 @click.option("--near-gib", type=click.FloatRange(min=0), default=20.0, show_default=True, help="What --near may take.")
+@click.option(
+    "--peer-address",
+    metavar="HOST[:PORT]",
+    help="Give other nodes what is in --near, and get what is in theirs; listen there, on a private network.",
+)
 @click.option("--labels", default="", help="k=v,k=v; environment=NAME says which compute environment this node is in.")
 @click.option("--secrets", type=click.Path(path_type=Path, file_okay=False), help="Folder with one file a secret.")
 @allow_root_option
@@ -142,6 +147,7 @@ def worker(
     copies_memory_mib: int | None,
     near: str | None,
     near_gib: float,
+    peer_address: str | None,
     labels: str,
     secrets: Path | None,
     allowed_roots: tuple[Path, ...],
@@ -189,6 +195,7 @@ def worker(
                 copies_memory_mib=copies_memory_mib,
                 near=absolute_store(near) if near is not None else None,
                 near_gib=near_gib,
+                peer_address=peer_address,
                 gpus=gpu.discover(gpus),
                 labels=pairs,
                 secrets=secrets,

@@ -1,6 +1,8 @@
 """The levels of a node's cache, put together as its options say.
 
 job <- copies (L1: memory, then scratch) <- near store (L2, with --near) <- durable store (L4)
+                                                                         <- other nodes' near stores (L3, with
+                                                                            --peer-address)
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import threading
 from dataclasses import dataclass
 
 from batchyard.broker.errors import BatchyardError, BrokerUnavailable, DiskFull, InvalidConfig, StoreUnavailable
+from batchyard.broker.seal import KeyRing
 from batchyard.broker.store import Yard
 from batchyard.cache.bounded import LEVEL, Bounded
 from batchyard.cache.copies import LocalCopies
@@ -22,8 +25,9 @@ from batchyard.cache.store import Store
 from batchyard.cache.tiered import Tiered
 
 from . import memory
-from .near_store import mark_of, open_near_store
+from .near_store import id_of, mark_of, open_near_store
 from .options import NodeOptions
+from .peering import Peering
 from .yard_store import open_yard_store
 
 log = logging.getLogger(__name__)
@@ -32,7 +36,10 @@ _COUNT_AGAIN_S = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheFacts:
-    """What a node tells of its cache, since it was started; held is now. Fetched bytes are content, others sealed."""
+    """What a node tells of its cache, since it was started; held is now. Fetched bytes are content, others sealed.
+
+    peer_bytes: from other nodes; given_bytes: to them; peer_failures: how often one was asked in vain.
+    """
 
     hits: int
     misses: int
@@ -44,11 +51,16 @@ class CacheFacts:
     near_bytes: int = 0
     near_held_bytes: int = 0
     near_evictions: int = 0
+    peer_bytes: int = 0
+    peer_failures: int = 0
+    given_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Levels:
-    """blobs: the stores as one. near: None without --near. yard_store: reached once it was seen to be the yard's."""
+    """blobs: the stores as one. near: None without --near. peering: None without --peer-address. yard_store: reached
+    once it was seen to be the yard's.
+    """
 
     blobs: BlobStore
     copies: LocalCopies
@@ -56,6 +68,19 @@ class Levels:
     near: Counted | None = None
     bounded: Bounded | None = None
     yard_store: Late
+    peering: Peering | None = None
+
+    def near_id(self, ring: KeyRing) -> str:
+        """Tells the near store from others'; empty where there is none, or it does not answer."""
+        try:
+            return id_of(self.bounded, ring) if self.bounded else ""
+        except StoreUnavailable:
+            return ""
+
+    @property
+    def peer_address(self) -> str:
+        """Where other nodes get what is in the near store; empty where they do not."""
+        return self.peering.address if self.peering else ""
 
     def facts(self) -> CacheFacts:
         copies = self.copies.counts
@@ -70,6 +95,9 @@ class Levels:
             near_bytes=self.near.counts.get_bytes if self.near else 0,
             near_held_bytes=self.bounded.held_bytes if self.bounded else 0,
             near_evictions=self.bounded.evictions if self.bounded else 0,
+            peer_bytes=self.peering.fetched_bytes if self.peering else 0,
+            peer_failures=self.peering.failures if self.peering else 0,
+            given_bytes=self.peering.given_bytes if self.peering else 0,
         )
 
 
@@ -78,6 +106,9 @@ def open_levels(options: NodeOptions, yard: Yard) -> Levels:
     DiskFull: of the node's own folders.
     """
     ring = yard.ring
+    if options.peer_address is not None and options.near is None:
+        raise InvalidConfig("--peer-address lets other nodes into the store of --near; give that too")
+    peering = Peering(options, yard) if options.peer_address is not None else None
     yard_store = Late(lambda: open_yard_store(yard, options.store, new=options.new_store))
     _try(yard_store, options.store)
     root = options.files / "copies"
@@ -91,12 +122,19 @@ def open_levels(options: NodeOptions, yard: Yard) -> Levels:
         blobs = BlobStore(far, ring)
         return Levels(blobs=blobs, copies=LocalCopies(blobs, index, folders), far=far, yard_store=yard_store)
     near_store = _near(options.near, yard, index, durable=options.store)
+    if peering is not None:
+        near_store = peering.near(near_store)
     bounded = Bounded(near_store, index, int(options.near_gib * 2**30), keep=mark_of(ring))
     threading.Thread(target=_count, args=(bounded,), name="count the near store", daemon=True).start()
     near = Counted(bounded)
-    blobs = BlobStore(Tiered(near, far), ring)
+    tiered = Tiered(near, peering.far(far) if peering is not None else far)
+    if peering is not None:
+        peering.open(bounded, tiered.arriving)
+    blobs = BlobStore(tiered, ring)
     copies = LocalCopies(blobs, index, folders)
-    return Levels(blobs=blobs, copies=copies, far=far, near=near, bounded=bounded, yard_store=yard_store)
+    return Levels(
+        blobs=blobs, copies=copies, far=far, near=near, bounded=bounded, yard_store=yard_store, peering=peering
+    )
 
 
 def _near(spec: str, yard: Yard, index: Index, *, durable: str) -> Store:

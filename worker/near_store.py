@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Container
 from pathlib import Path
 
-from batchyard.broker.errors import IntegrityError, InvalidConfig
-from batchyard.broker.seal import KeyRing
+from batchyard.broker.errors import IntegrityError, InvalidConfig, NotFound
+from batchyard.broker.seal import KeyRing, read_full
+from batchyard.broker.store import Yard
 from batchyard.cache.identity import store_id
 from batchyard.cache.place import store_at
 from batchyard.cache.store import Store
 
 _ABOUT = "mark of a near store"
+_MOST_MARK = 4096
 
 
 def mark_of(ring: KeyRing) -> str:
@@ -39,6 +42,28 @@ def open_near_store(spec: str, ring: KeyRing, known: Container[str], *, durable:
         sealed = ring.seal(b"near", _ABOUT.encode(), lasting=True)
         store.put_if_absent(mark, io.BytesIO(sealed), len(sealed))
     return store_at(spec, create=True, sweep_after_s=0)
+
+
+def id_of(store: Store, ring: KeyRing) -> str:
+    """Tells one near store from another: of its mark, which no two have in common. Empty: it has none. Raises
+    StoreUnavailable.
+    """
+    try:
+        with store.get(mark_of(ring)) as reader:
+            mark = bytearray(_MOST_MARK)
+            return hashlib.sha256(mark[: read_full(reader, memoryview(mark))]).hexdigest()[:16]
+    except NotFound:
+        return ""
+
+
+def check_alone(yard: Yard, node: str, near_id: str, *, alive_s: float) -> None:
+    """InvalidConfig: another node that lives has this near store too, and each would delete what the other keeps.
+    BrokerUnavailable.
+    """
+    since_s = yard.now_s() - alive_s
+    for name, about in yard.nodes().items():
+        if name != node and near_id and about.get("near") == near_id and float(about["seen"]) > since_s:
+            raise InvalidConfig(f'node "{name}" uses the same store as --near; give each node one of its own')
 
 
 def _same(one: str, other: str) -> bool:

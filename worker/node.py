@@ -32,6 +32,7 @@ from .engine import Listed
 from .gang import domain
 from .gpu import types_of
 from .ledger import Allocation, Demand, Ledger
+from .near_store import check_alone
 from .outcome import Stop
 from .run import Run, unreadable
 from .slots import Slots
@@ -72,6 +73,7 @@ class Node:
         self._stand_in = Controller(tools.yard, lambda: self.tools.config, tools.followups, stand_in=True)
         self._heard = time.monotonic()
         self._gangs = ""  # see `gang.domain`
+        self._near = ""  # the id of its near store
         self._home = f"{socket.gethostname()}:{options.state}"
 
     def start(self) -> None:
@@ -163,6 +165,7 @@ class Node:
         tools.yard.prepare()
         self.tools = replace(tools, config=tools.yard.config())
         self.be_alone()
+        self._near_alone()
         self._configured.set()
         tools.engine.ping()
         self._gangs = domain(tools.options.gang_network, tools.engine.identity)
@@ -188,6 +191,12 @@ class Node:
                 log.info("a node of this name was at %s: waiting whether it beats again", other["home"])
             last = seen
             time.sleep(0.5)
+
+    def _near_alone(self) -> None:
+        """Raises InvalidConfig: another node has this one's near store. BrokerUnavailable."""
+        tools = self.tools
+        self._near = tools.levels.near_id(tools.yard.ring) if tools.levels else ""
+        check_alone(tools.yard, tools.options.name, self._near, alive_s=tools.config.lease_s)
 
     def _see_store(self) -> None:
         """No job is taken before the store was there once and was the yard's. Raises InvalidConfig."""
@@ -359,6 +368,8 @@ class Node:
         options, free, levels = self.tools.options, self.ledger.free(), self.tools.levels
         return {
             "cache": json.dumps(asdict(levels.facts())) if levels else "",
+            "near": self._near,
+            "peer": levels.peer_address if levels else "",
             "vcpus": f"{options.vcpus:g}",
             "memory_mib": str(options.memory_mib),
             "gpus": str(len(options.gpus)),

@@ -20,6 +20,7 @@ class NodeOptions:
 
     scratch: where copies and work folders are, in state if None. copies_gib, copies_memory_mib: what copies may take
     there, and below /dev/shm. near: the spec of a store of this node alone, which keeps near_gib of what it used last.
+    peer_address: where other nodes may get what is in it, HOST[:PORT]; None: nowhere, and it gets nothing from theirs.
 
     fetch_gib: the most that an input from s3:// or https:// may have. url_hosts: those that https:// may name although
     their addresses are not public. new_store: the yard takes this node's store, whichever it had.
@@ -52,6 +53,7 @@ class NodeOptions:
     copies_memory_mib: int = 0
     near: str | None = None
     near_gib: float = 20.0
+    peer_address: str | None = None
     fetch_gib: float = 100.0
     url_hosts: tuple[str, ...] = ()
     new_store: bool = False

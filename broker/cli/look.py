@@ -217,4 +217,8 @@ def _cache(node: NodeView) -> str:
     held, limit = node.cache.get("held_bytes", 0), node.cache.get("limit_bytes", 0)
     hits, asked = node.cache.get("hits", 0), node.cache.get("hits", 0) + node.cache.get("misses", 0)
     found = f", {hits} of {asked} found" if asked else ""
-    return f"{show.size(held)} of {show.size(limit)}{found}" if limit else ""
+    peers = node.cache.get("peer_bytes", 0)
+    came = (
+        f", {show.size(peers)} from nodes, {show.size(node.cache.get('far_bytes', 0))} from the store" if peers else ""
+    )
+    return f"{show.size(held)} of {show.size(limit)}{found}{came}" if limit else ""

@@ -119,6 +119,12 @@ class KeyRing:
         """The name of an object that the yard itself keeps in a store; no blob has it."""
         return self._named(self._keys.names.secret, b"yard\0" + what.encode())
 
+    def token(self, about: str) -> str:
+        """Shows who has the yard's keys that whoever says this has them too: 64 hex digits. The same after a rotation,
+        and in the views of all tenants.
+        """
+        return self._named(derive(self._keys.names.secret, b"tokens", SECRET_BYTES), about.encode())
+
     @staticmethod
     def _named(secret: bytes, what: bytes) -> str:
         return hmac.new(secret, what, hashlib.sha256).hexdigest()

@@ -1,6 +1,8 @@
 """`make bench`: what the yard costs, against what it replaces. Writes `build/bench.json` and prints it as a table.
 
-    python tests/bench/run.py [--quick] [ROW …]    rows: noop claim intake arrays children start staging put trees reuse
+    python tests/bench/run.py [--quick] [ROW …]
+
+Rows: noop, claim, intake, arrays, children, start, staging, put, trees, reuse, shared, locality.
 
 Each row is {row, ours, peer, peer_name, unit, ratio, goal, holds}; ratio = ours / peer, null where there is no peer.
 Ratios of interleaved runs count; absolute figures are this machine's, at this hour. Exit status 1 when a goal is
@@ -20,7 +22,20 @@ ROOT = Path(__file__).parents[2]
 
 def main() -> int:
     sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "demo")]
-    from bench import arrays, children, claim, intake, noop, put, reuse, staging, start, trees
+    from bench import (
+        arrays,
+        children,
+        claim,
+        intake,
+        locality,
+        noop,
+        put,
+        reuse,
+        shared,
+        staging,
+        start,
+        trees,
+    )  # fmt: skip
     from bench.row import Row, show
 
     parts = {
@@ -34,6 +49,8 @@ def main() -> int:
         "put": put.rows,
         "trees": trees.rows,
         "reuse": reuse.rows,
+        "shared": shared.rows,
+        "locality": locality.rows,
     }
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--quick", action="store_true", help="fewer rounds, 100,000 queued instead of 1,000,000")

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from batchyard.broker.errors import DiskFull, IntegrityError, InvalidConfig, NotFound, StoreUnavailable
-from batchyard.broker.seal import Readable
+from batchyard.broker.seal import KeyRing, Readable
+from batchyard.broker.store import Yard
 from batchyard.cache.bounded import Bounded
 from batchyard.cache.disk import DirectoryStore
 from batchyard.cache.index import Index
@@ -27,6 +28,7 @@ from batchyard.cache.s3 import S3Store
 from batchyard.cache.store import Store
 from batchyard.cache.tiered import Tiered
 from yardtest.minio import S3Server, running_server
+from yardtest.peers import NearNode
 from yardtest.redis import free_port
 
 NAME = "ab" * 32
@@ -35,19 +37,27 @@ OTHER = "cd" * 32
 
 PLAIN = ["memory", "directory", "minio", "minio in parts", "versitygw", "versitygw in parts"]
 MADE_OF_OTHERS = ["bounded", "tiered", "tiered directories"]
+AMONG_PEERS = "tiered, among peers"
 
 
-@pytest.fixture(params=PLAIN + MADE_OF_OTHERS)
-def store(request: pytest.FixtureRequest, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+@pytest.fixture(params=[*PLAIN, *MADE_OF_OTHERS, AMONG_PEERS])
+def store(request: pytest.FixtureRequest, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     """In parts: what is not empty is uploaded so, in parts of the least size that S3 allows."""
     if request.param == "memory":
-        return MemoryStore()
-    if request.param == "directory":
-        return DirectoryStore(tmp_path / "store")
-    if request.param in MADE_OF_OTHERS:
-        return made_of_others(request.param, tmp_path, tmp_path_factory.mktemp("near"))
-    server: S3Server = request.getfixturevalue(request.param.split()[0])
-    return bucket_of(server, in_parts=request.param.endswith("in parts"))
+        yield MemoryStore()
+    elif request.param == "directory":
+        yield DirectoryStore(tmp_path / "store")
+    elif request.param in MADE_OF_OTHERS:
+        yield made_of_others(request.param, tmp_path, tmp_path_factory.mktemp("near"))
+    elif request.param == AMONG_PEERS:
+        yard, far = Yard(request.getfixturevalue("fresh_redis_url"), KeyRing.new()), DirectoryStore(tmp_path / "store")
+        yard.prepare()
+        near = tmp_path_factory.mktemp("near")
+        with NearNode("peer", yard, far, near), NearNode("node", yard, far, near) as node:
+            yield node.tiered
+    else:
+        server: S3Server = request.getfixturevalue(request.param.split()[0])
+        yield bucket_of(server, in_parts=request.param.endswith("in parts"))
 
 
 def made_of_others(name: str, far: Path, near: Path) -> Store:

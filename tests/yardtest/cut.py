@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
+from typing import Self
 
 _BUFFER_BYTES = 1 << 16
 _BACKLOG = 64
@@ -33,7 +34,7 @@ class CuttingRelay:
         self.connections = 0
         threading.Thread(target=self._accept, daemon=True).start()
 
-    def __enter__(self) -> CuttingRelay:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
