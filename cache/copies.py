@@ -26,7 +26,7 @@ from .manifest import is_manifest
 from .newfile import PREFIX
 from .sealed import BlobStore
 from .shelf import Entry, charge
-from .tree import build_tree, read_tree, remove_tree
+from .tree import AT_ONCE, build_tree, read_tree, remove_tree
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,7 +222,7 @@ class LocalCopies:
         path = room.take(tree_charge(tree.entries))
         building = path.with_name(f"{PREFIX}{path.name}")
         try:
-            build_tree(self._blobs, tree, building)
+            build_tree(self._blobs, tree, building, at_once=AT_ONCE)
             room.folder.name(room.key, building)
         except BaseException:
             with suppress(OSError):
