@@ -26,7 +26,7 @@ from .manifest import is_manifest
 from .newfile import PREFIX
 from .sealed import BlobStore
 from .shelf import Entry, charge
-from .tree import build_tree, read_tree, remove_tree
+from .tree import AT_ONCE, build_tree, read_tree, remove_tree
 from .unpack import unpack
 
 
@@ -242,7 +242,7 @@ class LocalCopies:
         tree = read_tree(self._blobs, digest)
         flight.expect(tree.size)
         with self._building(room.take(tree_charge(tree.entries)), room) as building:
-            build_tree(self._blobs, tree, building, flight.more)
+            build_tree(self._blobs, tree, building, flight.more, at_once=AT_ONCE)
         return tree.size
 
     def _unpack(self, digest: Digest, room: _Room, flight: Flight) -> int:

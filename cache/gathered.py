@@ -14,9 +14,7 @@ from .digest import Blob, Digest, digest_of
 from .folder import tree_charge
 from .manifest import BadEntry, Directory, Entry, File, Symlink, Tree, check, in_order
 from .packs import Pack, Place
-from .tree import build_tree, read_tree
-
-AT_ONCE = 8
+from .tree import AT_ONCE, build_tree, read_tree
 
 
 def stage_gathered(

@@ -37,6 +37,8 @@ from .newfile import PREFIX, local_disk, write_new
 from .packs import SMALL_BYTES, Pack, Packer
 from .sealed import BlobStore, OnBytes
 
+AT_ONCE = 4
+"""For a node that builds a tree: packs and large files fetched side by side, each pack in memory."""
 _EXECUTABLE = 0o111
 _Part: TypeAlias = File | tuple[Pack, list[tuple[File, int]]]
 
