@@ -90,7 +90,8 @@ def members(archive: Path) -> Iterator[Iterator[tuple[Member, Content]]]:
             file.seek(0)
         if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
             with _sound():
-                opened = stack.enter_context(zipfile.ZipFile(_Guarded(archive)))
+                guarded = stack.enter_context(_Guarded(archive))
+                opened = stack.enter_context(zipfile.ZipFile(guarded))
             yield _of_zip(opened)
         else:
             yield _of_tar(_Forward(_plain(file, head, stack), size, compressed=not _is_tar(head)))

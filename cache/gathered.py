@@ -11,6 +11,7 @@ from batchyard.broker.errors import InputError
 
 from .copies import LocalCopies
 from .digest import Blob, Digest, digest_of
+from .flight import Flight, OnMoved
 from .folder import tree_charge
 from .manifest import BadEntry, Directory, Entry, File, Symlink, Tree, check, in_order
 from .packs import Pack, Place
@@ -18,7 +19,13 @@ from .tree import AT_ONCE, build_tree, read_tree
 
 
 def stage_gathered(
-    copies: LocalCopies, members: Mapping[str, Blob], name: str, owner: str, *, stopped: Callable[[], bool]
+    copies: LocalCopies,
+    members: Mapping[str, Blob],
+    name: str,
+    owner: str,
+    *,
+    stopped: Callable[[], bool],
+    on_moved: OnMoved | None = None,
 ) -> Path:
     """The directory, pinned for the owner: a folder for each member by its key, in it a file `name`, or what is in a
     tree. Raises InputError, and what staging a tree raises.
@@ -35,9 +42,11 @@ def stage_gathered(
         else:
             gathering.add_tree(folder, read_tree(copies.blobs, blob.digest))
     tree = gathering.tree()
-    charged = tree_charge(tree.entries)
+    charged, flight = tree_charge(tree.entries), Flight()
+    flight.join(on_moved)
+    flight.expect(tree.size)
     with copies.landing("tree", charged) as path:
-        build_tree(copies.blobs, tree, path, at_once=AT_ONCE, stopped=stopped)
+        build_tree(copies.blobs, tree, path, flight.more, at_once=AT_ONCE, stopped=stopped)
         return copies.adopt("tree", digest, path, charged, owner)
 
 

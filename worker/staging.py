@@ -121,7 +121,9 @@ class _One:
         if self.spec.unpack:
             raise InputError(f"these are {len(source)} archives, and at most {MOST_BINDS} are unpacked for one input")
         members = {str(n): blob for n, blob in source.items()}
-        made = stage_gathered(self.stage.copies, members, name, self.owner, stopped=self.stopped)
+        made = stage_gathered(
+            self.stage.copies, members, name, self.owner, stopped=self.stopped, on_moved=self.on_moved
+        )
         return [self._bind(made, self.path)]
 
     def _member(self, folder: str, name: str, blob: Blob) -> Bind:
