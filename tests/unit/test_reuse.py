@@ -65,6 +65,8 @@ def test_what_does_not_change_the_result_does_not_count(fields: dict[str, Any]) 
         {"inputs": {**WHOLE["inputs"], "/in/a": {"digest": B, "size": 3}}},
         {"inputs": {**WHOLE["inputs"], "/in/a": {"digest": A, "size": 3, "kind": "tree"}}},
         {"inputs": {**WHOLE["inputs"], "/in/a": {"uri": "s3://bucket/dir/", "digest": A}}},
+        {"inputs": {**WHOLE["inputs"], "/in/a": {"digest": A, "size": 3, "unpack": True}}},
+        {"inputs": {**WHOLE["inputs"], "/in/a": {"digest": A, "size": 3, "writable": True}}},
         {"inputs": {"/in/other": {"digest": A, "size": 3}, "/in/b": WHOLE["inputs"]["/in/b"]}},
         {"inputs": {**WHOLE["inputs"], "/in/b": {"members": [{"name": "u", "digest": B, "size": 1}]}}},
         {"inputs": {**WHOLE["inputs"], "/in/b": {"members": [{"name": "t", "digest": A, "size": 1}]}}},
