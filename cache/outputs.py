@@ -11,17 +11,25 @@ from batchyard.broker.errors import IntegrityError, OutputError
 from .beneath import kind_of, looked_at, reading
 from .digest import Blob
 from .manifest import MOST_DEPTH
-from .sealed import BlobStore
+from .sealed import BlobStore, OnBytes
 from .tree import put_tree
 
 
-def publish(blobs: BlobStore, root: Path, path: str, name: str, *, shown_root: str = "/work") -> Blob:
+def publish(
+    blobs: BlobStore,
+    root: Path,
+    path: str,
+    name: str,
+    *,
+    shown_root: str = "/work",
+    on_bytes: OnBytes | None = None,
+) -> Blob:
     """Keep the file or directory `path`, relative to the job's work directory `root`, durable when it returns.
 
     `name` is the output's name and `shown_root` where the job sees `root`, both for messages. OutputError: missing,
     outside of `root`, a symlink on the way, not a file or directory, unreadable, or changing while it is read.
     """
-    output = _Output(blobs, name, shown_root)
+    output = _Output(blobs, name, shown_root, on_bytes)
     try:
         fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
@@ -33,8 +41,9 @@ def publish(blobs: BlobStore, root: Path, path: str, name: str, *, shown_root: s
 
 
 class _Output:
-    def __init__(self, blobs: BlobStore, name: str, shown_root: str) -> None:
+    def __init__(self, blobs: BlobStore, name: str, shown_root: str, on_bytes: OnBytes | None) -> None:
         self._blobs, self._name, self.shown_root = blobs, name, shown_root.rstrip("/")
+        self._on_bytes = on_bytes
 
     def refused(self, reason: str) -> OutputError:
         return OutputError(f'output "{self._name}": {reason}')
@@ -66,13 +75,13 @@ class _Output:
 
     def _file(self, fd: int, shown: str) -> Blob:
         try:
-            return self._blobs.put_fd(fd)
+            return self._blobs.put_fd(fd, self._on_bytes)
         except IntegrityError:  # the only one of a put
             raise self.refused(f"{shown} changed while it was read; let the job end what writes it") from None
 
     def _tree(self, folder: int) -> Blob:
         try:
-            return put_tree(self._blobs, folder)
+            return put_tree(self._blobs, folder, self._on_bytes)
         except OutputError as error:
             raise self.refused(str(error)) from error
 

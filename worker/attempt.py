@@ -10,7 +10,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -43,14 +43,17 @@ from .engine import Bind, ContainerSpec, Exit, launch
 from .gang import GangNetwork, quietly
 from .ledger import Allocation
 from .outcome import Fate, Outcome, Stop, decide
-from .publish import Kept, Publisher
+from .publish import Kept, Publisher, weight_of
 from .sources import look_up
 from .staging import secrets_of, work_directory
 from .tools import Tools
+from .uploads import FILE_BYTES
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 STORE_PATIENCE_S, ENGINE_PATIENCE_S = 120.0, 600.0
+UPLOAD_PATIENCE_S = 3600.0  # for the yard's store: outputs that wait for it hold their disk, and nothing else
+PROGRESS_S = 2.0
 LOG_TAIL_BYTES = 4096
 STOPS = {"lost": Stop.LOST, "cancel": Stop.CANCEL, "halt": Stop.HALT}
 """What a heartbeat tells of a job, by how it is stopped for it."""
@@ -90,7 +93,9 @@ class Execution:
         self._made = [container] if container is not None else []  # containers that may still be there
         self._stop: Stop | None = None
         self._why = self._told = ""
-        self._tries = 0
+        self._tries = self._kept = 0
+        self._exited_s = self._shown_s = 0.0  # by the monotonic clock
+        self._on_exit: Callable[[], None] | None = None
         self._secrets: dict[str, str] = {}
         self._going, self._main_at = threading.Event(), ""
         self._network = _gang_network(tools, claimed, job)
@@ -111,6 +116,7 @@ class Execution:
                 self._stop, self._why = stop, why
             running = self._running and not told
         self._going.set()
+        self._tools.uploads.look()
         if running:
             self._signal(first_signal, self._tools.options.stop_grace_s if grace_s is None else grace_s)
 
@@ -145,8 +151,12 @@ class Execution:
             self._over.wait(0.5)
 
     # -- on the slot's thread
-    def run(self) -> Finished:
-        """What goes wrong becomes the outcome's reason; nothing is raised for it."""
+    def run(self, on_exit: Callable[[], None] = lambda: None) -> Finished:
+        """What goes wrong becomes the outcome's reason; nothing is raised for it.
+
+        on_exit: called once, when its container runs no more or never will: before outputs and log are uploaded.
+        """
+        self._on_exit = on_exit
         exit: Exit | None = None
         error: BatchyardError | None = None
         outputs: dict[str, Kept] = {}
@@ -156,8 +166,9 @@ class Execution:
                 self._secrets = secrets_of(self._job, self._tools.options.secrets)
                 capture = self._log()
                 exit = self._ended(capture)
-                if exit is not None and exit.code == 0 and self._stop is None:
-                    outputs = self._published()
+            self._has_exited(exit)
+            if exit is not None and exit.code == 0 and self._stop is None:
+                outputs = self._published()
         except BatchyardError as caught:
             error = caught
         except OSError as caught:
@@ -165,6 +176,7 @@ class Execution:
         except Exception as caught:  # a fault of ours: unsettled, the job would run again and again
             log.exception("job %s: the attempt broke", self._claimed.id)
             error = Permanent(f"the node could not run it: {type(caught).__name__}: {caught}")
+        self._has_exited(exit)
         self._over.set()
         self._doing("")
         ended = exit.finished_at if exit is not None else time.time()
@@ -181,6 +193,13 @@ class Execution:
         if lack:
             outcome = replace(outcome, reason=f"{outcome.reason}; its log could not be kept: {lack}")
         return Finished(outcome=outcome, started=self.started, ended=ended, outputs=outputs, log=blob, log_tail=tail)
+
+    def _has_exited(self, exit: Exit | None) -> None:
+        """Tells it once. A container that may still run, on an engine that is away, keeps what it has."""
+        if self._on_exit is not None and (exit is not None or not self._made):
+            on_exit, self._on_exit = self._on_exit, None
+            self._exited_s = self._shown_s = time.monotonic()
+            on_exit()
 
     def remove(self) -> None:
         """The container goes, and what is left of earlier tries to start it. May be called twice."""
@@ -366,6 +385,9 @@ class Execution:
         return capture
 
     def _published(self) -> dict[str, Kept]:
+        if not self._job.outputs:
+            return {}
+        weight = weight_of(self._job, self.folder / "work")
         publisher = Publisher(
             self._tools.blobs,
             self._job,
@@ -375,12 +397,39 @@ class Execution:
             confirm=self._confirm,
             fresh_s=self._tools.config.lease_s / 3,
             stopped=lambda: self._stop is not None,
+            on_progress=lambda kept, sent: self._uploading(kept, sent, weight.bytes),
         )
+        patience = _Patience()
+
+        def until(error: BatchyardError) -> float:
+            if publisher.elsewhere or not isinstance(error, StoreUnavailable):
+                return patience.until(error)
+            self._doing(f"waits to upload its outputs: {error}")
+            return self._tools.uploads.refused(self._exited_s) + UPLOAD_PATIENCE_S
+
         try:
-            return self._patiently(publisher.publish)
+            with self._turn(weight.bytes + FILE_BYTES * weight.files):
+                return self._patiently(publisher.publish, until)
         except BaseException:
             publisher.clean()
             raise
+
+    def _turn(self, weight: int) -> AbstractContextManager[None]:
+        return self._tools.uploads.turn(
+            self.folder.name,
+            weight,
+            stopped=lambda: self._stop is not None,
+            waits=lambda ahead: self._doing(f"waits to upload: {ahead} before it"),
+        )
+
+    def _uploading(self, kept: int, sent: int, of_bytes: int) -> None:
+        if kept > self._kept:
+            self._kept = kept
+            self._tools.uploads.taken()
+        if time.monotonic() >= self._shown_s + PROGRESS_S:
+            sizes = f"{decimal(sent)} of {decimal(max(sent, of_bytes))}"
+            self._doing(f"uploads outputs ({kept} of {len(self._job.outputs)}, {sizes})")
+            self._shown_s = time.monotonic()
 
     def _confirm(self) -> None:
         """Returns when Redis has said that the job is still ours, with a whole lease ahead. Raises OutputError."""
@@ -406,7 +455,8 @@ class Execution:
         try:
             path = self._whole_log(capture, outcome.reason)
             tail = "" if outcome.fate is Fate.SUCCEEDED else command_lines(capture.tail(LOG_TAIL_BYTES))
-            return self._patiently(lambda: self._tools.blobs.put_file(path)), tail, ""
+            with self._turn(path.stat().st_size):
+                return self._patiently(lambda: self._tools.blobs.put_file(path)), tail, ""
         except (BatchyardError, OSError) as error:
             log.warning("job %s: its log could not be kept: %s", self._claimed.id, error)
             return None, "", str(error)
@@ -427,21 +477,33 @@ class Execution:
             found += [spec.digest] if spec.digest and not spec.uri else [m.digest for m in spec.members or ()]
         return found
 
-    def _patiently(self, act: Callable[[], T]) -> T:
-        """Repeats for a while what an engine, a store or Redis, away, refused, or a cache full of others' inputs."""
-        since: float | None = None  # the first refusal: what was refused may have taken long to get there
+    def _patiently(self, act: Callable[[], T], until: Callable[[BatchyardError], float] | None = None) -> T:
+        """Repeats for a while what an engine, a store or Redis, away, refused, or a cache full of others' inputs.
+
+        until: for how long, by the monotonic clock.
+        """
+        until = until or _Patience().until
         while True:
             try:
                 return act()
             except (EngineUnavailable, StoreUnavailable, CopiesPinned, BrokerUnavailable) as error:
-                patience_s = (
-                    STORE_PATIENCE_S if isinstance(error, StoreUnavailable | CopiesPinned) else ENGINE_PATIENCE_S
-                )
-                since = time.monotonic() if since is None else since
-                if self._stop is not None or time.monotonic() > since + patience_s:
+                end_s = until(error)
+                if self._stop is not None or time.monotonic() > end_s:
                     raise
                 log.warning("job %s waits: %s", self._claimed.id, error)
                 time.sleep(0.5)
+
+
+class _Patience:
+    """How long what refuses is waited for, from its first refusal: that may have taken long to get there."""
+
+    def __init__(self) -> None:
+        self._since: dict[type[BatchyardError], float] = {}
+
+    def until(self, error: BatchyardError) -> float:
+        """By the monotonic clock."""
+        since = self._since.setdefault(type(error), time.monotonic())
+        return since + (STORE_PATIENCE_S if isinstance(error, StoreUnavailable | CopiesPinned) else ENGINE_PATIENCE_S)
 
 
 def _gang_network(tools: Tools, claimed: Claimed, job: Job) -> GangNetwork | None:

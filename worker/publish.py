@@ -23,6 +23,7 @@ from batchyard.cache.deliver import AttemptMark, Delivery
 from batchyard.cache.digest import Blob
 from batchyard.cache.outputs import publish
 from batchyard.cache.sealed import BlobStore
+from batchyard.cache.weight import Weight, weigh
 
 from .staging import access_of
 
@@ -43,6 +44,7 @@ class Kept:
 class Publisher:
     """`publish` may be called again after it raised, and goes on where it was.
 
+    on_progress: told how many outputs are kept, and how many bytes of content are, by the thread that sends them.
     confirm: raises unless the job is still this attempt's; called right before a destination is written, and again when
     that takes longer than `fresh_s`, well below the lease. stopped: nobody wants the outputs any more.
     """
@@ -58,7 +60,11 @@ class Publisher:
         confirm: Callable[[], None],
         fresh_s: float,
         stopped: Callable[[], bool] = lambda: False,
+        on_progress: Callable[[int, int], None] = lambda kept, sent: None,
     ) -> None:
+        self._on_progress, self._sent = on_progress, 0
+        self.elsewhere = False
+        """what it does is at a destination, and not at the yard's store"""
         self._blobs, self._job, self._work = blobs, job, work
         self._mark, self._secrets, self._confirm, self._stopped = mark, secrets, confirm, stopped
         self._fresh_s = fresh_s
@@ -72,6 +78,7 @@ class Publisher:
             if name not in self._kept:
                 with _of(name):
                     self._keep(name, output)
+        self.elsewhere = True
         for name, delivery in self._deliveries.items():
             with _of(name):
                 delivery.place(self._confirm, fresh_s=self._fresh_s)
@@ -87,17 +94,28 @@ class Publisher:
                 log.warning('output "%s": temporary objects stay: %s', name, error)
 
     def _keep(self, name: str, output: Output) -> None:
-        path = str(PurePosixPath(output.path).relative_to(WORK))
-        blob = publish(self._blobs, self._work, path, name)
+        path = _path_of(output)
+        self.elsewhere, self._sent = False, sum(kept.blob.size for kept in self._kept.values())
+        blob = publish(self._blobs, self._work, path, name, on_bytes=self._heard)
         if output.to is None:
-            self._kept[name] = Kept(blob=blob)
+            self._is_kept(name, Kept(blob=blob))
             return
-        place = parse_s3(output.to)
+        place, self.elsewhere = parse_s3(output.to), True
         if name not in self._deliveries:
             self._deliveries[name] = self._begun(output, place, _target(place, path, blob))
         delivery = self._deliveries[name]
         delivery.upload(self._blobs, self._work, path, blob)
-        self._kept[name] = Kept(blob=blob, uri=str(delivery.target))
+        self._is_kept(name, Kept(blob=blob, uri=str(delivery.target)))
+
+    def _is_kept(self, name: str, kept: Kept) -> None:
+        self._kept[name] = kept
+        self._on_progress(len(self._kept), self._sent)
+
+    def _heard(self, count: int) -> None:
+        if self._stopped():
+            raise OutputError("it was not kept: the job was told to stop")
+        self._sent += count
+        self._on_progress(len(self._kept), self._sent)
 
     def _begun(self, output: Output, place: S3Uri, target: S3Uri) -> Delivery:
         assert output.credentials is not None
@@ -108,6 +126,15 @@ class Publisher:
         delivery = Delivery(bucket, target, temporary=f"{mine}{len(self._deliveries)}/", stopped=self._stopped)
         delivery.sweep_others(f"{folder}{self._mark.of_job}", keep=mine)
         return delivery
+
+
+def weight_of(job: Job, work: Path) -> Weight:
+    """What there is to be sent of a job that has ended, as far as it can be told."""
+    return sum((weigh(work, _path_of(output)) for output in job.outputs.values()), Weight())
+
+
+def _path_of(output: Output) -> str:
+    return str(PurePosixPath(output.path).relative_to(WORK))
 
 
 def _target(place: S3Uri, path: str, blob: Blob) -> S3Uri:

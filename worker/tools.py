@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from batchyard.broker.config import Config
 from batchyard.broker.followups import Followups
@@ -17,6 +17,7 @@ from .options import NodeOptions
 from .pull import Puller
 from .report import Reporter
 from .staging import Stage
+from .uploads import Uploads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,3 +38,4 @@ class Tools:
     live: LiveShipper
     reporter: Reporter
     levels: Levels | None = None
+    uploads: Uploads = field(default_factory=Uploads)
