@@ -26,12 +26,15 @@ def weigh(root: Path, path: str) -> Weight:
     """A file or directory `path` below `root`. What cannot be looked at, and what no symlink leads to, weighs nothing:
     this refuses nothing, which is left to who keeps it.
     """
+    names = [name for name in os.path.normpath(path).split("/") if name not in {"", "."}]  # ".." as it is written
+    if ".." in names:
+        return Weight()
     try:
         fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
         return Weight()
     try:
-        return _at(fd, [name for name in path.split("/") if name not in {"", "."}], MOST_ENTRIES)
+        return _at(fd, names, MOST_ENTRIES)
     except OSError:
         return Weight()
     finally:
