@@ -171,8 +171,8 @@ def test_what_jobs_of_other_kinds_hold_counts(sim: SimYard) -> None:
 
 @pytest.mark.parametrize(
     "how",
-    [{"state": "DRAINING"}, {"state": "UPLOADING"}, {"queues": "gpu"}, {"queues": ""}, {"takes": ""}, {"vcpus": 1}, {"memory_mib": 32},
-     {"most_jobs": 0}, {"domain": "other"}],
+    [{"state": "DRAINING"}, {"state": "UPLOADING"}, {"queues": "gpu"}, {"queues": ""}, {"takes": ""}, {"vcpus": 1},
+     {"memory_mib": 32}, {"most_jobs": 0}, {"domain": "other"}],
 )  # fmt: skip
 def test_a_node_that_does_not_serve_takes_no_member(sim: SimYard, how: dict[str, object]) -> None:
     for name, value in how.items():
