@@ -15,8 +15,8 @@ FREE_BYTES = 1 << 20
 """As little is sent at once, in no line: most logs. 128 of them at one moment take 384 MiB at most, in three copies."""
 SMALL_BYTES = 64 << 20
 """As little does not wait behind what takes an hour: it has a line of its own."""
-FILE_BYTES = 64 << 10
-"""What a file of a directory counts beside its bytes: about as many are sent in the time that one request costs."""
+FILE_BYTES = 4 << 10
+"""What a file counts beside its bytes: a block of the disk, and some of the time that it takes."""
 
 
 class Line:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from batchyard.broker import keys
+from batchyard.broker.cli import look
 from batchyard.broker.client import Client
 from batchyard.cache.s3 import S3Store
 from batchyard.cache.sealed import BlobStore
@@ -22,6 +23,7 @@ from yardtest.yard import TestYard, running_yard
 
 BUCKET, SMALL_BYTES, OUTPUT_BYTES = "uploads", 300_000, 12_000_000
 SCRIPT = f"head -c {OUTPUT_BYTES} /dev/urandom >/work/o"
+_NODE: dict[str, Any] = {"vcpus": 1, "most_uploads": 2, "stop_grace_s": 1}
 
 
 @dataclass
@@ -69,7 +71,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory, minio: S3Server) -> Iterator[
 @pytest.fixture(scope="module")
 def _node(yard: TestYard, slow: Slow) -> None:
     S3Store(slow.server.access(), BUCKET, create=True)
-    yard.start_node("a", store=slow.spec, vcpus=1, most_uploads=2, stop_grace_s=1)
+    yard.start_node("a", **_NODE, store=slow.spec)
 
 
 @pytest.fixture(autouse=True)
@@ -138,6 +140,7 @@ def test_with_too_many_uploads_no_job_is_claimed_and_all_end_well_once_the_store
     until(lambda: float(yard.store.nodes()["a"]["seen"]) > now_s + 2, "it has looked for jobs meanwhile", timeout_s=20)
     assert [str(yard.store.record(i).state) for i in held_back] == ["RUNNABLE"] * 2
     with Client(yard.url) as client:
+        assert [look._doing(node) for node in client.nodes()] == ["full, 2 uploads"]
         said = [reason.text for reason in client.why(held_back[0]) if reason.code == "uploading"]
     assert said == ["node a takes no more jobs until outputs of 2 ended jobs are uploaded: is its store slow, or away?"]
     slow.flow()
@@ -171,7 +174,7 @@ def test_a_node_killed_while_it_uploads_goes_on_where_it_was(yard: TestYard, slo
         slow.server.access().client()._abort_multipart_upload(BUCKET, upload.object_name, upload.upload_id)
 
 
-def test_a_node_that_drains_waits_for_uploads_and_gives_back_what_takes_longer(yard: TestYard, slow: Slow) -> None:
+def test_a_node_that_drains_waits_for_uploads(yard: TestYard, slow: Slow) -> None:
     yard.forget_node("a")
     yard.start_node("patient", store=slow.spec, vcpus=1, grace_s=60)
     job_id = job(yard)
@@ -182,7 +185,12 @@ def test_a_node_that_drains_waits_for_uploads_and_gives_back_what_takes_longer(y
     slow.flow()
     assert yard.ended(job_id).state == "SUCCEEDED"
     yard.forget_node("patient")
-    slow.stick()
+    yard.start_node("a", **_NODE, store=slow.spec)
+
+
+@pytest.mark.full
+def test_a_node_that_drains_gives_back_what_takes_longer_to_upload(yard: TestYard, slow: Slow) -> None:
+    yard.forget_node("a")
     yard.start_node("hasty", store=slow.spec, vcpus=1, grace_s=0)
     job_id = job(yard)
     uploading(yard, job_id)
@@ -192,5 +200,5 @@ def test_a_node_that_drains_waits_for_uploads_and_gives_back_what_takes_longer(y
     yard.forget_node("hasty")
     record = yard.store.record(job_id)
     assert (str(record.state), record.reason) == ("RUNNABLE", "the node drained")
-    yard.start_node("a", store=slow.spec, vcpus=1, most_uploads=2, stop_grace_s=1)
+    yard.start_node("a", **_NODE, store=slow.spec)
     assert yard.ended(job_id).state == "SUCCEEDED"
