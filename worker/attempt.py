@@ -10,7 +10,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -47,16 +47,19 @@ from .image_blob import ImageBlob
 from .ledger import Allocation
 from .outcome import Fate, Outcome, Stop, decide
 from .progress import Progress
-from .publish import Kept, Limit, Publisher
+from .publish import Kept, Limit, Publisher, weight_of
 from .reuse import Reuse, Reused, identity, obstacle
 from .sources import Source, look_up
 from .staging import secrets_of, work_directory
 from .tools import Tools
+from .uploads import FILE_BYTES
 from .writable import writable
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 STORE_PATIENCE_S, ENGINE_PATIENCE_S = 120.0, 600.0
+UPLOAD_PATIENCE_S = 3600.0  # for the yard's store: outputs that wait for it hold their disk, and nothing else
+PROGRESS_S = 2.0
 LOG_TAIL_BYTES = 4096
 STOPS = {"lost": Stop.LOST, "cancel": Stop.CANCEL, "halt": Stop.HALT}
 """What a heartbeat tells of a job, by how it is stopped for it."""
@@ -101,7 +104,9 @@ class Execution:
         self._made = [container] if container is not None else []  # containers that may still be there
         self._stop: Stop | None = None
         self._why = self._told = ""
-        self._tries = 0
+        self._tries = self._kept = self._to_send = 0
+        self._exited_s = self._shown_s = 0.0  # by the monotonic clock
+        self._on_exit: Callable[[], None] | None = None
         self._secrets: dict[str, str] = {}
         self._going, self._main_at = threading.Event(), ""
         self._network = _gang_network(tools, claimed, job)
@@ -133,6 +138,7 @@ class Execution:
                 self._stop, self._why = stop, why
             running = self._running and not told
         self._going.set()
+        self._tools.uploads.look()
         if running:
             self._signal(first_signal, self._tools.options.stop_grace_s if grace_s is None else grace_s)
 
@@ -167,8 +173,12 @@ class Execution:
             self._over.wait(0.5)
 
     # -- on the slot's thread
-    def run(self) -> Finished:
-        """What goes wrong becomes the outcome's reason; nothing is raised for it."""
+    def run(self, on_exit: Callable[[], None] = lambda: None) -> Finished:
+        """What goes wrong becomes the outcome's reason; nothing is raised for it.
+
+        on_exit: called once, when its container runs no more or never will: before outputs and log are uploaded.
+        """
+        self._on_exit = on_exit
         exit: Exit | None = None
         error: BatchyardError | None = None
         outputs: dict[str, Kept] = {}
@@ -179,12 +189,13 @@ class Execution:
                 self._secrets = secrets_of(self._job, self._tools.options.secrets)
                 capture = self._log()
                 exit = self._ended(capture)
-                if exit is not None and exit.code == 0 and self._stop is None:
-                    outputs = self._published() if self._reused is None else dict(self._reused.outputs)
+            self._has_exited(exit)
+            if exit is not None and exit.code == 0 and self._stop is None:
+                outputs = self._published() if self._reused is None else dict(self._reused.outputs)
         except Exception as caught:
             error = self._fault(caught)
+        self._has_exited(exit)
         self._over.set()
-        self._doing("")
         ended = exit.finished_at if exit is not None else time.time()
         outcome = decide(
             exit=exit,
@@ -197,15 +208,13 @@ class Execution:
         )
         if outcome.fate is Fate.FAILED and exit is not None:
             outputs, lacks = self._salvaged()
-            more = [lack for lack in lacks if lack not in outcome.reason]
-            outcome = replace(outcome, reason="; ".join([outcome.reason, *more]))
+            outcome = _with(outcome, *(lack for lack in lacks if lack not in outcome.reason))
         if outcome.fate is Fate.SUCCEEDED and self._reused is not None:
             outcome = replace(outcome, reason=f"not run: its outputs are those of the identical job {self.reused}")
         blob, tail, lack = self._keep_log(capture, outcome)
-        if lack:
-            outcome = replace(outcome, reason=f"{outcome.reason}; its log could not be kept: {lack}")
+        self._doing("")
         return Finished(
-            outcome=outcome,
+            outcome=_with(outcome, f"its log could not be kept: {lack}") if lack else outcome,
             started=self.started,
             ended=ended,
             outputs=outputs,
@@ -223,6 +232,13 @@ class Execution:
             return _told(caught)
         log.error("job %s: the attempt broke", self._claimed.id, exc_info=caught)
         return Permanent(f"the node could not run it: {type(caught).__name__}: {caught}")
+
+    def _has_exited(self, exit: Exit | None) -> None:
+        """Tells it once. A container that may still run, on an engine that is away, keeps what it has."""
+        if self._on_exit is not None and (exit is not None or not self._made):
+            on_exit, self._on_exit = self._on_exit, None
+            self._exited_s = self._shown_s = time.monotonic()
+            on_exit()
 
     def remove(self) -> None:
         """The container goes, and what is left of earlier tries to start it. May be called twice."""
@@ -457,12 +473,7 @@ class Execution:
         return capture
 
     def _published(self) -> dict[str, Kept]:
-        publisher = self._publisher()
-        try:
-            return self._patiently(publisher.publish)
-        except BaseException:
-            publisher.clean()
-            raise
+        return self._uploaded(self._publisher(), Publisher.publish) if self._job.outputs else {}
 
     def _salvaged(self) -> tuple[dict[str, Kept], list[str]]:
         """What is kept of a job that has failed for good, and why not more."""
@@ -470,9 +481,8 @@ class Execution:
             return {}, []
         publisher = self._publisher()
         try:
-            return self._patiently(publisher.salvage)
+            return self._uploaded(publisher, Publisher.salvage)
         except Exception as caught:
-            publisher.clean()
             return publisher.salvaged, [f"not all outputs could be kept: {self._fault(caught)}"]
 
     def _publisher(self) -> Publisher:
@@ -489,12 +499,48 @@ class Execution:
             confirm=self._confirm,
             fresh_s=tools.config.lease_s / 3,
             stopped=lambda: self._given_up,
+            on_progress=self._uploading,
         )
+
+    def _uploaded(self, publisher: Publisher, act: Callable[[Publisher], T]) -> T:
+        """In its turn, and again while the store is away."""
+        weight, patience = weight_of(self._job, self.folder / "work"), _Patience()
+        self._to_send = weight.bytes
+
+        def until(error: BatchyardError) -> float:
+            if publisher.elsewhere or not isinstance(error, StoreUnavailable):
+                return patience.until(error)
+            self._doing(f"waits to upload its outputs: {error}")
+            return self._tools.uploads.refused(self._exited_s) + UPLOAD_PATIENCE_S
+
+        try:
+            with self._turn(weight.bytes + FILE_BYTES * weight.files):
+                return self._patiently(lambda: act(publisher), until)
+        except BaseException:
+            publisher.clean()
+            raise
 
     @property
     def _given_up(self) -> bool:
         """Nobody wants any more of it. Of one whose time is over, what it has written may be wanted."""
         return self._stop not in {None, Stop.TIMEOUT}
+
+    def _turn(self, weight: int) -> AbstractContextManager[None]:
+        return self._tools.uploads.turn(
+            self.folder.name,
+            weight,
+            stopped=lambda: self._given_up,
+            waits=lambda ahead: self._doing(f"waits to upload: {ahead} before it"),
+        )
+
+    def _uploading(self, kept: int, sent: int) -> None:
+        if kept > self._kept:
+            self._kept = kept
+            self._tools.uploads.taken()
+        if time.monotonic() >= self._shown_s + PROGRESS_S:
+            sizes = f"{decimal(sent)} of {decimal(max(sent, self._to_send))}"
+            self._doing(f"uploads outputs ({kept} of {len(self._job.outputs)}, {sizes})")
+            self._shown_s = time.monotonic()
 
     def _confirm(self) -> None:
         """Returns when Redis has said that the job is still ours, with a whole lease ahead. Raises OutputError."""
@@ -521,7 +567,8 @@ class Execution:
         try:
             path = self._whole_log(capture, outcome.reason)
             tail = "" if outcome.fate is Fate.SUCCEEDED else command_lines(capture.tail(LOG_TAIL_BYTES))
-            return self._patiently(lambda: self._tools.blobs.put_file(path)), tail, ""
+            with self._turn(path.stat().st_size):
+                return self._patiently(lambda: self._tools.blobs.put_file(path)), tail, ""
         except (BatchyardError, OSError) as error:
             log.warning("job %s: its log could not be kept: %s", self._claimed.id, error)
             return None, "", str(error)
@@ -545,21 +592,38 @@ class Execution:
             found += [spec.digest] if spec.digest and not spec.uri else [m.digest for m in spec.members or ()]
         return found
 
-    def _patiently(self, act: Callable[[], T]) -> T:
-        """Repeats for a while what an engine, a store or Redis, away, refused, or a cache full of others' inputs."""
-        since: float | None = None  # the first refusal: what was refused may have taken long to get there
+    def _patiently(self, act: Callable[[], T], until: Callable[[BatchyardError], float] | None = None) -> T:
+        """Repeats for a while what an engine, a store or Redis, away, refused, or a cache full of others' inputs.
+
+        until: for how long, by the monotonic clock.
+        """
+        until = until or _Patience().until
         while True:
             try:
                 return act()
             except (EngineUnavailable, StoreUnavailable, CopiesPinned, BrokerUnavailable) as error:
-                patience_s = (
-                    STORE_PATIENCE_S if isinstance(error, StoreUnavailable | CopiesPinned) else ENGINE_PATIENCE_S
-                )
-                since = time.monotonic() if since is None else since
-                if self._given_up or time.monotonic() > since + patience_s:
+                end_s = until(error)
+                if self._given_up or time.monotonic() > end_s:
                     raise
                 log.warning("job %s waits: %s", self._claimed.id, error)
                 time.sleep(0.5)
+
+
+class _Patience:
+    """How long what refuses is waited for, from its first refusal: that may have taken long to get there."""
+
+    def __init__(self) -> None:
+        self._since: dict[type[BatchyardError], float] = {}
+
+    def until(self, error: BatchyardError) -> float:
+        """By the monotonic clock."""
+        since = self._since.setdefault(type(error), time.monotonic())
+        return since + (STORE_PATIENCE_S if isinstance(error, StoreUnavailable | CopiesPinned) else ENGINE_PATIENCE_S)
+
+
+def _with(outcome: Outcome, *more: str) -> Outcome:
+    """With further reasons."""
+    return replace(outcome, reason="; ".join([outcome.reason, *more]))
 
 
 def _gang_network(tools: Tools, claimed: Claimed, job: Job) -> GangNetwork | None:

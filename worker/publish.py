@@ -24,6 +24,7 @@ from batchyard.cache.deliver import AttemptMark, Delivery
 from batchyard.cache.digest import Blob
 from batchyard.cache.outputs import publish, size_of
 from batchyard.cache.sealed import BlobStore
+from batchyard.cache.weight import Weight, weigh
 
 from .staging import access_of
 
@@ -53,9 +54,10 @@ class Kept:
 class Publisher:
     """`publish`, or `salvage`, may be called again after it raised, and goes on where it was.
 
-    limit: what all outputs of the job may have together. confirm: raises unless the job is still this attempt's; called
-    right before a destination is written, and again when that takes longer than `fresh_s`, well below the lease.
-    stopped: nobody wants the outputs any more.
+    limit: what all outputs of the job may have together. on_progress: told how many outputs are kept, and how many
+    bytes of content are, by the thread that sends them. confirm: raises unless the job is still this attempt's;
+    called right before a destination is written, and again when that takes longer than `fresh_s`, well below the
+    lease. stopped: nobody wants the outputs any more.
     """
 
     def __init__(
@@ -70,7 +72,11 @@ class Publisher:
         confirm: Callable[[], None],
         fresh_s: float,
         stopped: Callable[[], bool] = lambda: False,
+        on_progress: Callable[[int, int], None] = lambda kept, sent: None,
     ) -> None:
+        self._on_progress, self._sent = on_progress, 0
+        self.elsewhere = False
+        """what it does is at a destination, and not at the yard's store"""
         self._blobs, self._job, self._work = blobs, job, work
         self._mark, self._secrets, self._confirm, self._stopped = mark, secrets, confirm, stopped
         self._fresh_s, self._limit = fresh_s, limit
@@ -151,7 +157,7 @@ class Publisher:
             )
 
     def _place(self, name: str) -> None:
-        delivery = self._deliveries[name]
+        delivery, self.elsewhere = self._deliveries[name], True
         with _of(name):
             delivery.place(self._confirm, fresh_s=self._fresh_s)
         self._kept[name] = replace(self._kept[name], uri=str(delivery.target))
@@ -166,13 +172,21 @@ class Publisher:
 
     def _keep(self, name: str, output: Output) -> None:
         path = _below_work(output)
-        blob = publish(self._blobs, self._work, path, name)
+        self.elsewhere, self._sent = False, sum(kept.blob.size for kept in self._kept.values())
+        blob = publish(self._blobs, self._work, path, name, on_bytes=self._heard)
         if output.to is not None:
-            place = parse_s3(output.to)
+            place, self.elsewhere = parse_s3(output.to), True
             if name not in self._deliveries:
                 self._deliveries[name] = self._begun(output, place, _target(place, path, blob))
             self._deliveries[name].upload(self._blobs, self._work, globs.split(path)[0], blob)
         self._kept[name] = Kept(blob=blob)
+        self._on_progress(len(self._kept), self._sent)
+
+    def _heard(self, count: int) -> None:
+        if self._stopped():
+            raise OutputError("it was not kept: the job was told to stop")
+        self._sent += count
+        self._on_progress(len(self._kept), self._sent)
 
     def _begun(self, output: Output, place: S3Uri, target: S3Uri) -> Delivery:
         assert output.credentials is not None
@@ -183,6 +197,12 @@ class Publisher:
         delivery = Delivery(bucket, target, temporary=f"{mine}{len(self._deliveries)}/", stopped=self._stopped)
         delivery.sweep_others(f"{folder}{self._mark.of_job}", keep=mine)
         return delivery
+
+
+def weight_of(job: Job, work: Path) -> Weight:
+    """What there is to be sent of a job that has ended, as far as it can be told; for a pattern all of its folder."""
+    paths = (globs.split(_below_work(output))[0] for output in job.outputs.values())
+    return sum((weigh(work, path) for path in paths), Weight())
 
 
 def _below_work(output: Output) -> str:

@@ -61,7 +61,7 @@ class Run:
             stop=lambda: self.stop(Stop.CANCEL, "terminated"),
             drain=lambda: self.stop(Stop.DRAIN),
         )
-        self.over = threading.Event()
+        self.over, self.exited = threading.Event(), threading.Event()
         self.settling = False
 
     def stop(self, stop: Stop, why: str = "", *, grace_s: float | None = None, first_signal: str = "SIGTERM") -> None:
@@ -77,11 +77,19 @@ class Run:
         elif self.execution.stopped is None:
             self.stop(STOPS[what], text)
 
-    def execute(self) -> None:
-        """Never raises. Returns when the job is settled, given back, or not ours any more."""
+    def execute(self, on_exit: Callable[[], None] = lambda: None) -> None:
+        """Never raises. Returns when the job is settled, given back, or not ours any more.
+
+        on_exit: called once, when its container runs no more, which may be long before.
+        """
+
+        def exited() -> None:
+            self.exited.set()
+            on_exit()
+
         try:
             self._tools.reporter.received(self.view)
-            end = self.execution.run()
+            end = self.execution.run(exited)
             self.settling = True  # from here on the fence decides, not what is heard of the lease
             self._settle(end)
         except Exception:
@@ -91,9 +99,12 @@ class Run:
             self.over.set()
             self._tools.live.end(self.claimed.job_id if self._leads else self.claimed.id)
 
-    def clean(self) -> bool:
-        """Removes container and files. False: the engine did not remove it now, the node's sweep has to."""
+    def wipe(self) -> None:
+        """Removes its files. Before `clean`."""
         shutil.rmtree(self.execution.folder, ignore_errors=True)
+
+    def clean(self) -> bool:
+        """Removes its container. False: the engine did not remove it now, the node's sweep has to."""
         try:
             self.execution.remove()
         except BatchyardError as error:
