@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from .errors import InvalidConfig
+from .keysource import AnySource, load_ring
 from .seal import KeyRing
 
 GROUP = "batchyard.blobs"
@@ -60,8 +61,8 @@ def open_blobs(store: str, ring: KeyRing, *, create: bool = False) -> Blobs:
 class LazyBlobs:
     """A store that is opened when it is first used: most commands never need it."""
 
-    def __init__(self, store: str, key_file: Path) -> None:
-        self._store, self._key_file = store, key_file
+    def __init__(self, store: str, keys: AnySource) -> None:
+        self._store, self._keys = store, keys
         self._opened: Blobs | None = None
 
     def of(self, tenant: str) -> Blobs:
@@ -81,5 +82,5 @@ class LazyBlobs:
 
     def _blobs(self) -> Blobs:
         if self._opened is None:
-            self._opened = open_blobs(self._store, KeyRing.load(self._key_file))
+            self._opened = open_blobs(self._store, load_ring(self._keys))
         return self._opened

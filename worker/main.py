@@ -13,9 +13,9 @@ from pathlib import Path
 from batchyard.broker.config import Config, single_machine
 from batchyard.broker.errors import BrokerUnavailable, InvalidConfig, NotFound
 from batchyard.broker.followups import Followups
+from batchyard.broker.keysource import AnySource, load_ring
 from batchyard.broker.logs import LiveTail
 from batchyard.broker.remote import celery_app
-from batchyard.broker.seal import KeyRing
 from batchyard.broker.store import Yard
 from batchyard.cache.remote import RemoteInputs
 from batchyard.cache.remote_known import KnownRemotes
@@ -38,11 +38,11 @@ from .staging import Stage
 from .tools import Tools
 
 
-def serve(url: str, key_file: Path, options: NodeOptions) -> int:
+def serve(url: str, key_source: AnySource, options: NodeOptions) -> int:
     """Runs until SIGTERM or SIGINT; the process's exit code. Raises InvalidConfig for what is wrong at the start."""
     options.state.mkdir(parents=True, exist_ok=True, mode=0o700)
     lock = _only_one(options.state)
-    yard = Yard(url, KeyRing.load(key_file))
+    yard = Yard(url, load_ring(key_source))
     config = _first_config(yard, options)
     if unknown := set(options.queues) - set(config.queues):
         raise InvalidConfig(f'queue "{min(unknown)}" is not configured; the yard has {", ".join(config.queues)}')

@@ -4,6 +4,8 @@
 them; `stream`: the sealed form of blobs; `witness`: whether bytes are those that were seen before.
 """
 
+from . import keyfile
+from .key import Keys
 from .reading import Readable, read_full
 from .ring import MESSAGE_MAGIC, FindWrap, KeyRing, SealUnknown
 from .stream import HEADER_BYTES, STREAM_MAGIC, Opening, Sealing
@@ -16,10 +18,12 @@ __all__ = [
     "STREAM_MAGIC",
     "FindWrap",
     "KeyRing",
+    "Keys",
     "Opening",
     "Readable",
     "SealUnknown",
     "Sealing",
     "Witness",
+    "keyfile",
     "read_full",
 ]
