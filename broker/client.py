@@ -7,7 +7,7 @@ import json
 import re
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -35,6 +35,7 @@ from .heads import Heads, Snapshot
 from .job import DIGEST, Job, check_sources, of_step_before
 from .joblog import JobLog
 from .keysource import NO_KEYS, KeySource, as_source, load_ring
+from .keywatch import holder_name, watching
 from .message import TASK
 from .queues import Queues
 from .reasons import Reason
@@ -393,7 +394,9 @@ class Client:
 
         tenant: of the queue whose jobs are to read it. on_bytes hears how many more bytes of content are done.
         """
-        return self._store(tenant).put(path, on_bytes=on_bytes)
+        store = self._store(tenant)
+        with self._held_keys():
+            return store.put(path, on_bytes=on_bytes)
 
     def get(self, digest: str, path: Path, *, tenant: str = "", on_bytes: OnBytes | None = None) -> str:
         """Writes a blob to a path that does not exist yet, a directory for a tree; "file" or "tree"."""
@@ -442,13 +445,20 @@ class Client:
             mark: bytes | None = self.yard.guard(lambda: self.yard.redis.get(keys.KEY_MARK))
             if mark is not None and mark.decode() != ring.mark:
                 raise InvalidConfig(f"{self._source} holds the keys of another yard; use those of its controller")
+            self.yard.refuse_retired(ring)
             self._keys = ring
         return self._keys
+
+    def _held_keys(self) -> AbstractContextManager[object]:
+        """While something is put: a rotation waits for it."""
+        if not isinstance(self._blobs, LazyBlobs):
+            return nullcontext()
+        return watching(self.yard, self._blobs.ring, None, holder_name("client of"))
 
     def _store(self, tenant: str) -> Blobs:
         if self._blobs is None:
             raise InvalidConfig(
-                "no blob store was named; give --store and --key-file (or --key-command), or the --state of a yard"
+                "no blob store was named; give --store and --key-file or --key-command, or a yard's --state"
             )
         return self._blobs.of(tenant)
 

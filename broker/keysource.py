@@ -28,9 +28,7 @@ VARIABLE = "BATCHYARD_KEYS"
 FILE_VARIABLE = "BATCHYARD_KEY_FILE"
 COMMAND_VARIABLE = "BATCHYARD_KEY_COMMAND"
 VARIABLES = frozenset({VARIABLE, FILE_VARIABLE, COMMAND_VARIABLE})
-NO_KEYS = (
-    "no keys were named; give --key-file or --key-command (BATCHYARD_KEY_FILE, BATCHYARD_KEY_COMMAND, BATCHYARD_KEYS)"
-)
+NO_KEYS = f"no keys were named; give --key-file or --key-command ({FILE_VARIABLE}, {COMMAND_VARIABLE}, {VARIABLE})"
 _COMMAND_S = 30.0
 _MOST_BYTES = 1 << 20
 _MOST_SAID = 300
@@ -211,8 +209,8 @@ def _output(command: str, within_s: float, what: str) -> str:
             env={name: value for name, value in os.environ.items() if name != VARIABLE},
         )  # fmt: skip
     except (OSError, ValueError, IndexError) as error:
-        said = error.strerror if isinstance(error, OSError) else "it is no command line"
-        raise InvalidConfig(f"{what} cannot be run: {said}; correct --key-command") from None
+        why = error.strerror if isinstance(error, OSError) else "it is no command line"
+        raise InvalidConfig(f"{what} cannot be run: {why}; correct --key-command") from None
     try:
         out, said, code = _ended(process, within_s)
     finally:
@@ -224,9 +222,7 @@ def _output(command: str, within_s: float, what: str) -> str:
     if code != 0:
         raise InvalidConfig(f"{what} failed with {code}{_told(said)}; run it by hand to see why")
     if len(out) > _MOST_BYTES:
-        raise InvalidConfig(
-            f"{what} prints more than {_MOST_BYTES >> 20} MiB; see that it prints the yard's keys alone"
-        )
+        raise InvalidConfig(f"{what} prints more than {_MOST_BYTES >> 20} MiB; let it print the yard's keys alone")
     return out.decode("utf-8", "replace")
 
 

@@ -18,7 +18,8 @@ from .controller import LOCK_S, Controller
 from .delivery import Delivery, key_finder
 from .errors import NotFound
 from .followups import Followups
-from .keysource import AnySource, load_or_create_ring, load_ring
+from .keysource import AnySource, as_source, load_or_create_ring, load_ring
+from .keywatch import holder_name, watching
 from .queues import Queues
 from .remote import RevokeEar
 from .schedules import Schedules
@@ -59,20 +60,22 @@ def serve_controller(
         finally:
             stop.set()
 
+    watch = watching(yard, yard.ring, as_source(key_source), holder_name("controller of"))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     parts = (working, ear, delivery)
     threads = [threading.Thread(target=run, args=(part.run,), daemon=True) for part in parts]
-    for thread in threads:
-        thread.start()
-    if _up(yard, working, stop):
-        on_ready("controller" if working.working.is_set() else "controller, standing by for the one that works")
-    while not stop.wait(1.0):
-        pass  # a signal that another thread was given is handled when the main thread wakes
-    for part in parts:
-        part.stop()
-    for thread in threads:
-        thread.join(_STOP_S)
+    with watch:
+        for thread in threads:
+            thread.start()
+        if _up(yard, working, stop):
+            on_ready("controller" if working.working.is_set() else "controller, standing by for the one that works")
+        while not stop.wait(1.0):
+            pass  # a signal that another thread was given is handled when the main thread wakes
+        for part in parts:
+            part.stop()
+        for thread in threads:
+            thread.join(_STOP_S)
     return 1 if broken.is_set() else 0
 
 

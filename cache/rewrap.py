@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 
+from batchyard.broker.blobs import OnShard, Rewrapped
 from batchyard.broker.errors import IntegrityError, NotFound
 from batchyard.broker.seal import HEADER_BYTES, MESSAGE_MAGIC, KeyRing, SealUnknown, read_full
 
@@ -20,25 +20,6 @@ from .store import Store, Unreadable, levels
 from .wraps import Records, Shards, Wraps, shard_of
 
 _THREADS = 8
-
-OnShard = Callable[[int, int], None]
-"""Hears how many shards are done, of how many."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Rewrapped:
-    """What one pass found. damaged, unknown: names of objects whose header is broken, or whose key is not here; neither
-    was touched.
-    """
-
-    objects: int = 0
-    """headers that were read"""
-    wrapped: int = 0
-    """that got a new wrap now"""
-    skipped_shards: int = 0
-    """that an earlier run had done"""
-    damaged: list[str] = field(default_factory=list)
-    unknown: list[str] = field(default_factory=list)
 
 
 class Rewrap:

@@ -31,6 +31,7 @@ from batchyard.broker.seal import KeyRing, Opening, Readable, SealUnknown, Witne
 
 from .digest import Blob, Digest, Kind, copy_hashed, parse_digest
 from .newfile import new_file
+from .rewrap import Rewrap
 from .store import CopyLost, Store, Unreadable, levels
 from .wraps import Wraps
 
@@ -83,6 +84,10 @@ class BlobStore:
         scoped = copy(self)
         scoped._ring = self._yard_ring.of(tenant)
         return scoped
+
+    def rewrap(self) -> Rewrap:
+        """The rotation of keys in this store, of all tenants."""
+        return Rewrap(self._store, self._yard_ring)
 
     def name(self, digest: Digest) -> str:
         """What the blob is called wherever tenants share a place: 64 hex digits, another tenant's are others."""

@@ -13,7 +13,8 @@ from pathlib import Path
 from batchyard.broker.config import Config, single_machine
 from batchyard.broker.errors import BrokerUnavailable, InvalidConfig, NotFound
 from batchyard.broker.followups import Followups
-from batchyard.broker.keysource import AnySource, load_ring
+from batchyard.broker.keysource import AnySource, as_source, load_ring
+from batchyard.broker.keywatch import holder_name, watching
 from batchyard.broker.logs import LiveTail
 from batchyard.broker.remote import celery_app
 from batchyard.broker.store import Yard
@@ -71,7 +72,8 @@ def serve(url: str, key_source: AnySource, options: NodeOptions) -> int:
         without_mingle=True,
         quiet=True,  # a banner of queues and tasks that a node does not have
     )
-    worker.start()
+    with watching(yard, yard.ring, as_source(key_source), holder_name("node", options.name)):
+        worker.start()
     if node.ready.is_set() and node.empty():  # else a container may read there
         with suppress(OSError):
             memory.remove_folder(options.state)

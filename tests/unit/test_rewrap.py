@@ -14,7 +14,7 @@ from batchyard.broker.seal import HEADER_BYTES, KeyRing, Readable, SealUnknown
 from batchyard.cache import wraps
 from batchyard.cache.kept import Kept
 from batchyard.cache.memory import MemoryStore
-from batchyard.cache.rewrap import Rewrap, Rewrapped, first_bytes
+from batchyard.cache.rewrap import Rewrap, first_bytes
 from batchyard.cache.sealed import BlobStore
 from batchyard.cache.store import Unreadable
 from batchyard.cache.tiered import Tiered
@@ -295,6 +295,6 @@ def test_of_two_rotations_at_once_none_loses_a_wrap(store: MemoryStore) -> None:
         def stat(self, name: str) -> int | None:
             return store.stat(name)
 
-    done: Rewrapped = Rewrap(Other(), both).run()
+    done = Rewrap(Other(), both).run()
     assert done.wrapped == 4
     assert all_open(store, retired(both, old.current), there)
