@@ -267,13 +267,20 @@ def key_file(given: AnySource, url: str | None) -> Checks:
         return
     shown = source.path or source
     mark: Any = None
+    state: Any = {}
     with suppress(redis.RedisError):
         if url is not None:
             with _connected(url) as client:
-                mark = client.get(keys.KEY_MARK)
+                mark, state = client.get(keys.KEY_MARK), client.hgetall(keys.KEY_STATE)
     if mark is None:
         yield warn("keys", f"{shown} is whole; there is no yard to compare it with", "start a controller on this Redis")
     elif mark.decode() != ring.mark:
         yield fail("keys", f"{shown} is not this yard's", "use the keys that its controller uses")
+    elif f"retired:{ring.current}".encode() in state:
+        yield fail(
+            "keys", f"{shown}: its current key, {ring.current}, was retired", "take the controller's as it is now"
+        )
     else:
         yield ok("keys", f"{shown} is this yard's, and its owner's alone")
+    if (wanted := state.get(b"rotating")) is not None:
+        yield warn("keys", f"a rotation to {wanted.decode()} is unfinished", "`batchyard keys rotate` goes on with it")
