@@ -1,25 +1,26 @@
 """What Redis keeps sealed under a key that is not the current one, sealed anew: job documents, definitions, schedules,
-dead letters. May be killed and run again at any point, and while all of these change.
+dead letters, what may be reused. May be killed and run again at any point, and while all of these change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any, TypeAlias
 
-from . import deadletters, definitions, keys, schedules
+from . import deadletters, definitions, keys, memo, schedules
 from .errors import IntegrityError
 from .functions import Functions
 from .store import Yard
 
 _BATCH = 64
 _SCAN = 1000
-_JOBS = keys.job("")
+_JOBS, _MEMOS = keys.job(""), keys.memo("")
 
 Sealed: TypeAlias = tuple[str, str, bytes, bytes]
-"""A hash's key, its field, what is sealed there, and about what."""
+"""A hash's key, its field ('' for a string), what is sealed there, and about what."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -70,41 +71,33 @@ def _anew(yard: Yard, kept: bytes, about: bytes) -> bytes | None:
 
 
 def _all(yard: Yard) -> Iterator[Sealed]:
-    yield from _docs(yard, (key.decode() for key in _scanned(yard, f"{_JOBS}*")), _about_job)
+    yield from _read(yard, _scanned(yard, f"{_JOBS}*"), "doc", _about_job)
+    yield from _read(yard, _scanned(yard, f"{_MEMOS}*"), "", lambda key: memo.about(key.removeprefix(_MEMOS)))
     names = _decoded(yard, yard.redis.hgetall, keys.DEFINITIONS)
     revisions = (f"{name}:{n}" for name, last in names.items() for n in range(1, int(last) + 1))
-    yield from _docs(yard, (keys.definition(one) for one in revisions), _about_definition)
+    yield from _read(yard, (keys.definition(one) for one in revisions), "doc", _about_definition)
     known = yard.guard(lambda: yard.redis.smembers(keys.SCHEDULES))
-    yield from _docs(yard, (keys.schedule(name.decode()) for name in known), _about_schedule)
+    yield from _read(yard, (keys.schedule(name.decode()) for name in known), "doc", _about_schedule)
     for number, text in yard.guard(lambda: yard.redis.hgetall(keys.DEAD)).items():
         yield keys.DEAD, number.decode(), text, deadletters.ABOUT
 
 
-def _docs(yard: Yard, hashes: Iterator[str], about: Any) -> Iterator[Sealed]:
-    """The field `doc` of hashes that have one."""
-    batch: list[str] = []
-    for key in hashes:
-        batch.append(key)
-        if len(batch) == _SCAN:
-            yield from _read(yard, batch, about)
-            batch = []
-    yield from _read(yard, batch, about)
+def _read(yard: Yard, found: Iterator[str], field: str, about: Callable[[str], bytes]) -> Iterator[Sealed]:
+    """What is kept under these keys, where there is something."""
+    while batch := list(islice(found, _SCAN)):
+        pipe = yard.redis.pipeline(transaction=False)
+        for key in batch:
+            pipe.hget(key, field) if field else pipe.get(key)
+        for key, kept in zip(batch, yard.guard(pipe.execute), strict=True):
+            if kept is not None:
+                yield key, field, kept, about(key)
 
 
-def _read(yard: Yard, batch: list[str], about: Any) -> Iterator[Sealed]:
-    pipe = yard.redis.pipeline(transaction=False)
-    for key in batch:
-        pipe.hget(key, "doc")
-    for key, kept in zip(batch, yard.guard(pipe.execute) if batch else [], strict=True):
-        if kept is not None:
-            yield key, "doc", kept, about(key)
-
-
-def _scanned(yard: Yard, pattern: str) -> Iterator[bytes]:
+def _scanned(yard: Yard, pattern: str) -> Iterator[str]:
     cursor = 0
     while True:
         cursor, found = yard.guard(partial(yard.redis.scan, cursor, match=pattern, count=_SCAN))
-        yield from found
+        yield from (key.decode() for key in found)
         if not cursor:
             return
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from batchyard.broker import keys
+from batchyard.broker import keys, memo
 from batchyard.broker.blobs import LazyBlobs, open_rewrapping
 from batchyard.broker.cli import run
 from batchyard.broker.client import Client
@@ -82,6 +82,8 @@ def fill(yard: Yard, client: Client) -> None:
     client.definitions.register("a", {"image": "one"})
     client.definitions.register("a", {"image": "two"})
     client.schedule(parse({"name": "s", "rate": "10m", "job": {"image": "busybox"}, "queue": "cpu"}))
+    _, (key, sealed, *expiry) = memo.written(yard.ring, "name", memo.Made(job_id="maker", outputs={}), keep_s=1000)
+    yard.redis.execute_command("SET", key, sealed, *expiry)  # type: ignore[no-untyped-call]
     raw = b'no job \xff / " of anybody'
     yard.redis.lpush("cpu", raw)
     yard.intake([Incoming(list_key="cpu", raw=raw, kind="dead", reason='it "is" none', document=seal(raw, yard.ring))])
@@ -94,7 +96,7 @@ def test_all_that_redis_keeps_sealed_opens_with_the_new_key_alone(yard: Yard, ke
     old = yard.ring.current
     yard.ring.renew(KeyRing.rotate(key_file)._keys)
     done = reseal(yard)
-    assert (done.changed, done.left, done.unreadable) == (5, 0, 1)
+    assert (done.changed, done.left, done.unreadable) == (6, 0, 1)
     again = reseal(yard)
     assert (again.changed, again.left, again.unreadable) == (0, 0, 1)
     kept = json.loads(key_file.read_text())
@@ -105,6 +107,10 @@ def test_all_that_redis_keeps_sealed_opens_with_the_new_key_alone(yard: Yard, ke
     with Client(yard.url, key_file=key_file) as client:
         templates: list[Any] = [client.definitions.show(f"a:{n}").template for n in (1, 2)]
         assert [template["image"] for template in templates] == ["one", "two"]
+        made = memo.look_up(yard, new, "name")
+        assert made is not None
+        assert made.job_id == "maker"
+        assert 0 < int(yard.guard(lambda: yard.redis.ttl(keys.memo("name")))) <= 1000
         assert client.schedules.show("s").job == {"image": "busybox"}
         letters = DeadLetters(yard, lambda: new)
         assert letters.list() == before
