@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -71,8 +72,7 @@ def test_only_a_file_is_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [lambda text: "", lambda text: text[:-40], lambda text: "{}", lambda text: "a" * 60])
-def test_damaged_keys_are_refused_and_none_is_shown(text: str, tmp_path: Path, damage: object) -> None:
-    assert callable(damage)
+def test_damaged_keys_are_refused_and_none_is_shown(text: str, tmp_path: Path, damage: Callable[[str], str]) -> None:
     given = damage(text)
     (tmp_path / "given").write_text(given)
     for source in (KeyText(given), KeyText(base64_of(given)), KeyCommand(f"cat '{tmp_path / 'given'}'")):
