@@ -152,17 +152,29 @@ class Wraps:
         self._bits: dict[str, tuple[int | None, float]] = {}
         self._known: OrderedDict[tuple[str, int], _Known] = OrderedDict()
         self._bytes = 0
+        self._ids = ring.ids
 
     def find(self, name: str, header: bytes) -> bytes | None:
         """As `KeyRing.opening` asks for it: a header of the same object under a key of the ring, the current one's
         first. SealUnknown: it may be in a shard that does not open. StoreUnavailable.
         """
         current = self._ring.current
+        self._look_again_with_other_keys()
         for key_id in (current, *(one for one in self._ring.ids if one != current)):
             found = self._under(key_id, name, header)
             if found is not None:
                 return found
         return None
+
+    def _look_again_with_other_keys(self) -> None:
+        """What was not there while an old key was still in the ring may be needed now, and is there."""
+        ids = self._ring.ids
+        with self._guard:
+            if ids != self._ids:
+                self._ids = ids
+                self._bits = {key_id: found for key_id, found in self._bits.items() if found[0] is not None}
+                for known in self._known.values():
+                    known.until = 0.0
 
     def _under(self, key_id: str, name: str, header: bytes) -> bytes | None:
         shards = Shards(self._kept, key_id)

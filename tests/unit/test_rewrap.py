@@ -138,6 +138,23 @@ def test_a_reader_looks_again_for_a_wrap_after_a_while_and_not_each_time(store: 
     assert counting.gets == gets
 
 
+def test_a_reader_looks_again_at_once_when_its_ring_loses_a_key(store: MemoryStore) -> None:
+    one = KeyRing.new()
+    there = put_some(store, one, 3)
+    two = rotated(one)
+    Rewrap(store, two).run()
+    three = retired(two, one.current).rotated()
+    reader = BlobStore(store, three)
+    Shards(Kept(store, three), three.current).begin(3)
+    digest, data = next(iter(there.items()))
+    assert reader.read_bytes(digest, 100) == data  # by the second key's wraps: the third one has none yet
+    rewrap = Rewrap(store, KeyRing(three._keys))
+    rewrap.run()
+    rewrap.forget(two.current)
+    three.renew(three._keys.without(two.current))
+    assert reader.read_bytes(digest, 100) == data
+
+
 def test_a_damaged_shard_is_made_good_by_its_twin_and_two_damaged_ones_delete_no_blob(store: MemoryStore) -> None:
     old = KeyRing.new()
     there = put_some(store, old, 2)
