@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from .errors import InvalidConfig
+from .keysource import AnySource, load_ring
 from .seal import KeyRing
 
 GROUP = "batchyard.blobs"
@@ -57,12 +59,62 @@ def open_blobs(store: str, ring: KeyRing, *, create: bool = False) -> Blobs:
     raise InvalidConfig("this installation has no blob store; install batchyard again")
 
 
+@dataclass(slots=True, kw_only=True)
+class Rewrapped:
+    """What one pass over a store found. damaged, unknown: names of objects whose header is broken, or whose key is not
+    here; neither was touched.
+    """
+
+    objects: int = 0
+    """headers that were read"""
+    wrapped: int = 0
+    """that got a new wrap now"""
+    skipped_shards: int = 0
+    """that an earlier run had done"""
+    damaged: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+
+
+OnShard = Callable[[int, int], None]
+"""Hears how many shards are done, of how many."""
+
+
+class Rewrapping(Protocol):
+    """A rotation's part in the store; see `cache/rewrap.py`."""
+
+    def run(self, *, again: bool = False, on_shard: OnShard = ...) -> Rewrapped:
+        """Wraps the keys of all blobs under the current one. StoreUnavailable, DiskFull, IntegrityError."""
+        ...
+
+    def census(self) -> Mapping[str, int]:
+        """How many blobs each key is needed for. StoreUnavailable."""
+        ...
+
+    def forget(self, key_id: str) -> None:
+        """What was kept for this key alone. StoreUnavailable."""
+        ...
+
+
+def open_rewrapping(store: str, ring: KeyRing) -> Rewrapping:
+    """Of the store of a spec. Raises NotFound, InvalidConfig, StoreUnavailable."""
+    opened: Any = open_blobs(store, ring)
+    return cast(Rewrapping, opened.rewrap())
+
+
 class LazyBlobs:
     """A store that is opened when it is first used: most commands never need it."""
 
-    def __init__(self, store: str, key_file: Path) -> None:
-        self._store, self._key_file = store, key_file
+    def __init__(self, store: str, keys: AnySource) -> None:
+        self._store, self._keys = store, keys
         self._opened: Blobs | None = None
+        self._ring: KeyRing | None = None
+
+    @property
+    def ring(self) -> KeyRing:
+        """The keys that it seals with. Raises InvalidConfig."""
+        if self._ring is None:
+            self._ring = load_ring(self._keys)
+        return self._ring
 
     def of(self, tenant: str) -> Blobs:
         return self._blobs().of(tenant) if tenant else self
@@ -81,5 +133,5 @@ class LazyBlobs:
 
     def _blobs(self) -> Blobs:
         if self._opened is None:
-            self._opened = open_blobs(self._store, KeyRing.load(self._key_file))
+            self._opened = open_blobs(self._store, self.ring)
         return self._opened

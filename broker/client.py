@@ -7,7 +7,7 @@ import json
 import re
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -34,6 +34,8 @@ from .gangs import Gangs
 from .heads import Heads, Snapshot
 from .job import DIGEST, Job, check_sources, of_step_before
 from .joblog import JobLog
+from .keysource import NO_KEYS, KeySource, as_source, load_ring
+from .keywatch import holder_name, watching
 from .message import TASK
 from .queues import Queues
 from .reasons import Reason
@@ -93,14 +95,17 @@ class NodeView:
 class Client:
     """One yard. Not for use by several threads at once; close it, or use it as a context manager.
 
-    url: the broker. blobs: needed for `put`, `get` and the logs of ended jobs only. key_file: the yard's keys, for job
-    definitions and schedules. All methods raise BrokerUnavailable when Redis does not answer.
+    url: the broker. blobs: needed for `put`, `get` and the logs of ended jobs only. keys: where the yard's are, for
+    job definitions and schedules; key_file: the same, in a file. All methods raise BrokerUnavailable when Redis does
+    not answer.
     """
 
-    def __init__(self, url: str, *, blobs: Blobs | None = None, key_file: Path | None = None) -> None:
+    def __init__(
+        self, url: str, *, blobs: Blobs | None = None, key_file: Path | None = None, keys: KeySource | None = None
+    ) -> None:
         self.yard = Yard(url, KeyRing.new())  # a client seals and opens nothing of the records: any ring will do
         self._blobs = blobs
-        self._key_file = key_file
+        self._source = as_source(key_file) if key_file is not None else keys
         self._keys: KeyRing | None = None
         self._sent: deque[str] = deque(maxlen=1000)
         self._app = celery_app(url)
@@ -111,11 +116,11 @@ class Client:
         return cls.of(Endpoints.load(state or default_state()))
 
     @classmethod
-    def of(cls, ends: Endpoints) -> Client:
-        """To the yard at these endpoints."""
-        key_file = Path(ends.key_file) if ends.key_file else None
-        blobs = LazyBlobs(ends.store, key_file) if ends.store and key_file else None
-        return cls(ends.broker_url, blobs=blobs, key_file=key_file)
+    def of(cls, ends: Endpoints, keys: KeySource | None = None) -> Client:
+        """To the yard at these endpoints. keys: where its keys are, if they do not say it. Raises InvalidConfig."""
+        keys = keys or ends.key_source()
+        blobs = LazyBlobs(ends.store, keys) if ends.store and keys else None
+        return cls(ends.broker_url, blobs=blobs, keys=keys)
 
     def __enter__(self) -> Self:
         return self
@@ -174,8 +179,8 @@ class Client:
     def check(self, job: Job | Mapping[str, Any], *, queue: str = "cpu") -> Job:
         """The job as `submit` would send it, and nothing is sent. Raises InvalidJob, NotFound (no such queue)."""
         if not isinstance(job, Job) or job.definition is not None:
-            known = Known(self.yard, self._ring if self._key_file else None)
-            job = Job.parse(expand(_given(job), known.find if self._key_file else known.find_closed))
+            known = Known(self.yard, self._ring if self._source else None)
+            job = Job.parse(expand(_given(job), known.find if self._source else known.find_closed))
         self._admit(job, queue)
         return job
 
@@ -389,7 +394,9 @@ class Client:
 
         tenant: of the queue whose jobs are to read it. on_bytes hears how many more bytes of content are done.
         """
-        return self._store(tenant).put(path, on_bytes=on_bytes)
+        store = self._store(tenant)
+        with self._held_keys():
+            return store.put(path, on_bytes=on_bytes)
 
     def get(self, digest: str, path: Path, *, tenant: str = "", on_bytes: OnBytes | None = None) -> str:
         """Writes a blob to a path that does not exist yet, a directory for a tree; "file" or "tree"."""
@@ -432,18 +439,27 @@ class Client:
     def _ring(self) -> KeyRing:
         """The yard's keys. Raises InvalidConfig."""
         if self._keys is None:
-            if self._key_file is None:
-                raise InvalidConfig("no key file was named, and this is kept sealed; give --key-file, or --state")
-            ring = KeyRing.load(self._key_file)
+            if self._source is None:
+                raise InvalidConfig(f"this is kept sealed, and {NO_KEYS}, or --state")
+            ring = load_ring(self._source)
             mark: bytes | None = self.yard.guard(lambda: self.yard.redis.get(keys.KEY_MARK))
             if mark is not None and mark.decode() != ring.mark:
-                raise InvalidConfig(f'"{self._key_file}" holds the keys of another yard; use those of its controller')
+                raise InvalidConfig(f"{self._source} holds the keys of another yard; use those of its controller")
+            self.yard.refuse_retired(ring)
             self._keys = ring
         return self._keys
 
+    def _held_keys(self) -> AbstractContextManager[object]:
+        """While something is put: a rotation waits for it."""
+        if not isinstance(self._blobs, LazyBlobs):
+            return nullcontext()
+        return watching(self.yard, self._blobs.ring, None, holder_name("client of"))
+
     def _store(self, tenant: str) -> Blobs:
         if self._blobs is None:
-            raise InvalidConfig("no blob store was named; give --store and --key-file, or the --state of a yard")
+            raise InvalidConfig(
+                "no blob store was named; give --store and --key-file or --key-command, or a yard's --state"
+            )
         return self._blobs.of(tenant)
 
 

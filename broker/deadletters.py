@@ -12,12 +12,22 @@ from .errors import NotFound
 from .seal import KeyRing
 from .store import Yard
 
-_ABOUT = b"dead letter"
+ABOUT = b"dead letter"
+
+
+def sealed_in(text: bytes) -> bytes:
+    """What of a letter, as it is kept, is sealed; empty: nothing."""
+    return base64.b64decode(_letter(text).get("sealed", ""))
+
+
+def with_sealed(text: bytes, sealed: bytes) -> bytes:
+    """The same letter with this in place of what was sealed."""
+    return json.dumps({**_letter(text), "sealed": base64.b64encode(sealed).decode()}).encode()
 
 
 def seal(raw: bytes, ring: KeyRing) -> bytes:
     """A message as it is kept: its producer may have written secrets into it."""
-    return base64.b64encode(ring.seal(raw, _ABOUT))
+    return base64.b64encode(ring.seal(raw, ABOUT))
 
 
 class DeadLetters:
@@ -39,7 +49,7 @@ class DeadLetters:
             raise NotFound(f'no dead letter "{number}"; see `batchyard deadletters list`')
         letter = _letter(text)
         if sealed := letter.pop("sealed", ""):
-            letter["raw"] = self._ring().open(base64.b64decode(sealed), _ABOUT).decode("utf-8", "replace")
+            letter["raw"] = self._ring().open(base64.b64decode(sealed), ABOUT).decode("utf-8", "replace")
         return letter
 
     def drop(self, numbers: Sequence[str]) -> int:

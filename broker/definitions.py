@@ -53,7 +53,7 @@ class Definitions:
     def register(self, name: str, template: Mapping[str, Any], *, token: str | None = None) -> Definition:
         """The next revision of a name. token: the same one gets the same revision. Raises InvalidJob."""
         template = definition.check_template(template)
-        sealed = self._ring().seal(json.dumps(template).encode(), _about(definition.check_name(name)))
+        sealed = self._ring().seal(json.dumps(template).encode(), about(definition.check_name(name)))
         revision = int(
             self._functions.call(
                 "define",
@@ -178,11 +178,11 @@ class Known:
 
 def opened(ring: KeyRing, name: str, sealed: bytes) -> dict[str, Any]:
     """A template. Raises IntegrityError."""
-    template: dict[str, Any] = json.loads(ring.open(sealed, _about(name)))
+    template: dict[str, Any] = json.loads(ring.open(sealed, about(name)))
     return template
 
 
-def _about(name: str) -> bytes:
+def about(name: str) -> bytes:
     return f"definition {name}".encode()
 
 

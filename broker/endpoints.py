@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InvalidConfig
+from .keysource import KeyCommand, KeyFile, KeySource, source_of
 
 FILE = "endpoints.json"
 
@@ -24,8 +25,8 @@ class Endpoints:
     """What a producer, the CLI and tools need to reach a yard.
 
     broker_url and result_backend are one Redis database; transport_options are Celery's `broker_transport_options`.
-    key_file is a path of this machine, store a store's spec, scratch the folder where this machine's node works. pid is
-    that of the `batchyard up` that wrote the file.
+    key_file is a path of this machine, key_command what prints the keys instead, store a store's spec, scratch the
+    folder where this machine's node works. pid is that of the `batchyard up` that wrote the file.
     """
 
     broker_url: str
@@ -33,6 +34,7 @@ class Endpoints:
     transport_options: dict[str, Any] = field(default_factory=dict)
     flower_url: str | None = None
     key_file: str | None = None
+    key_command: str | None = None
     store: str | None = None
     scratch: str | None = None
     pid: int | None = None
@@ -49,6 +51,12 @@ class Endpoints:
         except OSError as error:
             raise InvalidConfig(f'"{path}" cannot be written: {error.strerror}; give another --state') from None
         return path
+
+    def key_source(self) -> KeySource | None:
+        """Where the yard's keys are; None: this does not say it, nor does the environment."""
+        if self.key_file:
+            return KeyFile(Path(self.key_file))
+        return KeyCommand(self.key_command) if self.key_command else source_of()
 
     @property
     def stopped(self) -> bool:

@@ -39,7 +39,7 @@ def look_up(yard: Yard, ring: KeyRing, name: str) -> Made | None:
     if sealed is None:
         return None
     try:
-        told = json.loads(ring.open(sealed, _about(name)))
+        told = json.loads(ring.open(sealed, about(name)))
         return Made(job_id=str(told["job"]), outputs={str(k): dict(v) for k, v in told["outputs"].items()})
     except (BatchyardError, ValueError, TypeError, KeyError, AttributeError) as error:
         log.warning("what was noted for reuse cannot be read, and is not used: %s", error)
@@ -49,8 +49,8 @@ def look_up(yard: Yard, ring: KeyRing, name: str) -> Made | None:
 def written(ring: KeyRing, name: str, made: Made, *, keep_s: int) -> Effect:
     """The effect that notes it, for the call that settles the job."""
     told = json.dumps({"job": made.job_id, "outputs": {k: dict(v) for k, v in made.outputs.items()}})
-    return "SET", (keys.memo(name), ring.seal(told.encode(), _about(name)), "EX", keep_s)
+    return "SET", (keys.memo(name), ring.seal(told.encode(), about(name)), "EX", keep_s)
 
 
-def _about(name: str) -> bytes:
+def about(name: str) -> bytes:
     return f"memo {name}".encode()

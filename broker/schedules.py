@@ -77,7 +77,7 @@ class Schedules:
         same_state = before is not None and before.state == schedule.state
         same_times = before is not None and before.timing == schedule.timing
         there = self._functions.call(
-            "schedule_put", schedule.name, self._ring().seal(schedule.dumps().encode(), _about(schedule.name)), origin,
+            "schedule_put", schedule.name, self._ring().seal(schedule.dumps().encode(), about(schedule.name)), origin,
             _clear(schedule), schedule.state, *due_pair(due), int(replace), int(same_state), int(same_times),
         )  # fmt: skip
         if there:
@@ -218,10 +218,10 @@ def message(app: Celery, schedule: Schedule, job_id: str, due: int) -> bytes:
 
 def opened(ring: KeyRing, name: str, sealed: bytes) -> Schedule:
     """Raises IntegrityError, InvalidConfig (a time zone that this machine does not know)."""
-    return rules.parse(json.loads(ring.open(sealed, _about(name))))
+    return rules.parse(json.loads(ring.open(sealed, about(name))))
 
 
-def _about(name: str) -> bytes:
+def about(name: str) -> bytes:
     return f"schedule {name}".encode()
 
 

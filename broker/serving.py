@@ -18,6 +18,8 @@ from .controller import LOCK_S, Controller
 from .delivery import Delivery, key_finder
 from .errors import NotFound
 from .followups import Followups
+from .keysource import AnySource, as_source, load_or_create_ring, load_ring
+from .keywatch import holder_name, watching
 from .queues import Queues
 from .remote import RevokeEar
 from .schedules import Schedules
@@ -30,7 +32,12 @@ _CONFIG_AGE_S = 1.0
 
 
 def serve_controller(
-    url: str, key_file: Path, config_file: Path | None, *, secrets: Path | None = None, on_ready: Callable[[str], None]
+    url: str,
+    key_source: AnySource,
+    config_file: Path | None,
+    *,
+    secrets: Path | None = None,
+    on_ready: Callable[[str], None],
 ) -> int:
     """Runs until SIGTERM or SIGINT; the exit code, 1 when a part of it broke. secrets: a folder, one file a secret.
 
@@ -38,7 +45,7 @@ def serve_controller(
     not answer at first).
     """
     key = key_finder(secrets)
-    yard, config = _prepared(url, key_file, config_file, key)
+    yard, config = _prepared(url, key_source, config_file, key)
     followups = Followups(url, result_expires_s=config.result_expires_s)
     working, ear = Controller(yard, CachedConfig(yard), followups), RevokeEar(Yard(url, yard.ring))
     delivery = Delivery(Yard(url, yard.ring), CachedConfig(yard), key)
@@ -53,44 +60,48 @@ def serve_controller(
         finally:
             stop.set()
 
+    watch = watching(yard, yard.ring, as_source(key_source), holder_name("controller of"))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     parts = (working, ear, delivery)
     threads = [threading.Thread(target=run, args=(part.run,), daemon=True) for part in parts]
-    for thread in threads:
-        thread.start()
-    if _up(yard, working, stop):
-        on_ready("controller" if working.working.is_set() else "controller, standing by for the one that works")
-    while not stop.wait(1.0):
-        pass  # a signal that another thread was given is handled when the main thread wakes
-    for part in parts:
-        part.stop()
-    for thread in threads:
-        thread.join(_STOP_S)
+    with watch:
+        for thread in threads:
+            thread.start()
+        if _up(yard, working, stop):
+            on_ready("controller" if working.working.is_set() else "controller, standing by for the one that works")
+        while not stop.wait(1.0):
+            pass  # a signal that another thread was given is handled when the main thread wakes
+        for part in parts:
+            part.stop()
+        for thread in threads:
+            thread.join(_STOP_S)
     return 1 if broken.is_set() else 0
 
 
-def _prepared(url: str, key_file: Path, config_file: Path | None, key: Callable[[str], bytes]) -> tuple[Yard, Config]:
+def _prepared(
+    url: str, key_source: AnySource, config_file: Path | None, key: Callable[[str], bytes]
+) -> tuple[Yard, Config]:
     given = yard_config.load(config_file, lambda: _there(url)) if config_file else None
     if given is not None and given.events.webhook is not None:
         key(given.events.webhook.secret)
-    yard = open_yard(url, key_file)
+    yard = open_yard(url, key_source)
     yard.prepare()
     if given is not None and "schedules" in given.model_fields_set:  # a file that has no such part says nothing of them
         Schedules(yard, lambda: yard.ring).apply(given.schedules)
     return yard, settle_config(yard, given)
 
 
-def open_yard(url: str, key_file: Path) -> Yard:
-    """A yard with its keys; those of a new yard are made. Raises InvalidConfig, BrokerUnavailable."""
+def open_yard(url: str, key_source: AnySource) -> Yard:
+    """A yard with its keys; a key file of a new yard is made. Raises InvalidConfig, BrokerUnavailable."""
     probe = Yard(url, KeyRing.new())
     try:
         probe.config()
     except NotFound:
-        return Yard(url, KeyRing.load_or_create(key_file))
+        return Yard(url, load_or_create_ring(key_source))
     finally:
         probe.redis.close()
-    return Yard(url, KeyRing.load(key_file))
+    return Yard(url, load_ring(key_source))
 
 
 def settle_config(yard: Yard, given: Config | None) -> Config:

@@ -150,13 +150,7 @@ class Yard:
     def prepare(self) -> None:
         """Loads the functions, checks the server and the keys. Raises InvalidConfig, BrokerUnavailable."""
         self._functions.load()
-        mark = self.ring.mark
-        known = self.guard(lambda: self.redis.set(keys.KEY_MARK, mark, nx=True, get=True))
-        if known is not None and known.decode() != mark:
-            raise InvalidConfig(
-                "this key file is not the yard's: what the yard has sealed would not open; "
-                "use the key file that its controller uses"
-            )
+        self.check_keys()
         try:
             policy = self.redis.config_get("maxmemory-policy").get("maxmemory-policy")
             if policy != "noeviction":
@@ -169,6 +163,24 @@ class Yard:
         except (redis.ConnectionError, redis.TimeoutError) as error:
             raise BrokerUnavailable(f"Redis does not answer: {words(error)}") from error
         self.announce_lists()
+
+    def check_keys(self) -> None:
+        """Whether these are the yard's keys, as they are now. Raises InvalidConfig, BrokerUnavailable."""
+        mark = self.ring.mark
+        known = self.guard(lambda: self.redis.set(keys.KEY_MARK, mark, nx=True, get=True))
+        if known is not None and known.decode() != mark:
+            raise InvalidConfig(
+                "this key file is not the yard's: what the yard has sealed would not open; "
+                "use the key file that its controller uses"
+            )
+        self.refuse_retired(self.ring)
+
+    def refuse_retired(self, ring: KeyRing) -> None:
+        """Raises InvalidConfig: this ring would seal under a key that was retired. BrokerUnavailable."""
+        if self._read("HEXISTS", keys.KEY_STATE, f"retired:{ring.current}"):
+            raise InvalidConfig(
+                f"key {ring.current}, the current one here, was retired: these keys are old; take the controller's"
+            )
 
     def announce_lists(self) -> None:
         """Makes Redis tell of every push; it forgets that when it is started again. Raises BrokerUnavailable."""

@@ -12,6 +12,7 @@ from batchyard.broker.seal import KeyRing
 
 from .manifest import Directory, Entry, File, Symlink, is_manifest
 from .place import store_at
+from .rewrap import Rewrap
 from .sealed import BlobStore, OnBytes
 from .tree import fetch_tree, put_tree, read_tree
 
@@ -28,6 +29,10 @@ class Door:
     def of(self, tenant: str) -> Door:
         """One tenant's files and directories."""
         return Door(self._blobs.of(tenant))
+
+    def rewrap(self) -> Rewrap:
+        """The rotation of keys in this store, of all tenants; see `blobs.Rewrapping`."""
+        return self._blobs.rewrap()
 
     def put(self, path: Path, *, on_bytes: OnBytes | None = None) -> dict[str, Any]:
         """Keep a file or directory, durable when it returns. InputError, OutputError, IntegrityError, DiskFull."""

@@ -17,7 +17,7 @@ from batchyard.broker.errors import StoreUnavailable
 from batchyard.broker.seal import Readable
 
 from .access import S3Access
-from .s3body import S3Body
+from .s3body import S3Body, beginning
 from .s3call import Calls
 from .s3upload import ONE_PUT_BYTES, PART_BYTES, SWEEP_AFTER_S, Uploads
 from .store import check_name, is_name
@@ -74,6 +74,10 @@ class S3Store:
             yield body
         finally:
             body.close()
+
+    def first(self, name: str, count: int) -> bytes:
+        """The first `count` bytes, or all there are, and no more leaves the server. NotFound, StoreUnavailable."""
+        return beginning(self._calls, self._key(name), f"object {name} of {self._calls.where}", count)
 
     def stat(self, name: str) -> int | None:
         answer = self._calls.ask("HEAD", self._key(name))

@@ -18,6 +18,18 @@ _SEES_ROT = "SlowDownRead"
 """What MinIO answers when the first block that is asked for fails its checksum, or no drive gives it."""
 
 
+def beginning(calls: Calls, key: str, what: str, count: int) -> bytes:
+    """The first `count` bytes of an object, or all. NotFound, Unreadable, StoreUnavailable."""
+    answer = calls.ask("GET", key, headers={"Range": f"bytes=0-{count - 1}"})
+    if answer.status == 416:  # it is empty
+        return b""
+    if answer.status not in {200, 206}:
+        if code_of(answer) == _SEES_ROT:
+            raise Unreadable(f"{what} cannot be read by the store itself ({_SEES_ROT})")
+        raise calls.error(answer, what)
+    return answer.content[:count]
+
+
 class S3Body:
     """A GET. When the connection ends early, the rest is asked for anew, of the same object only (If-Match).
 

@@ -13,7 +13,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +31,9 @@ from batchyard.broker.seal import KeyRing, Opening, Readable, SealUnknown, Witne
 
 from .digest import Blob, Digest, Kind, copy_hashed, parse_digest
 from .newfile import new_file
+from .rewrap import Rewrap
 from .store import CopyLost, Store, Unreadable, levels
+from .wraps import Wraps
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -76,6 +78,7 @@ class BlobStore:
 
     def __init__(self, store: Store, ring: KeyRing) -> None:
         self._store, self._ring, self._yard_ring = store, ring, ring
+        self._wraps = Wraps(store, ring)
         self.counters = Counters()
 
     def of(self, tenant: str) -> BlobStore:
@@ -83,6 +86,10 @@ class BlobStore:
         scoped = copy(self)
         scoped._ring = self._yard_ring.of(tenant)
         return scoped
+
+    def rewrap(self) -> Rewrap:
+        """The rotation of keys in this store, of all tenants."""
+        return Rewrap(self._store, self._yard_ring)
 
     def name(self, digest: Digest) -> str:
         """What the blob is called wherever tenants share a place: 64 hex digits, another tenant's are others."""
@@ -214,10 +221,12 @@ class BlobStore:
                     reader = stack.enter_context(self._store.get(name))
                 except NotFound:
                     raise BlobMissing(f"blob {digest} is not in the store; put it first") from None
-                opening = self._ring.opening(reader, digest)
+                opening = self._ring.opening(reader, digest, self._wraps.find)
                 yield opening
-        except SealUnknown:
-            raise
+        except SealUnknown as error:
+            if opening is not None or len(levels(self._store)) == 1:
+                raise
+            raise self._condemn(digest, name, error) from error
         except Unreadable as error:
             raise self._condemn(digest, name, IntegrityError(f"blob {digest} is damaged: {error}")) from error
         except IntegrityError as error:
@@ -234,19 +243,20 @@ class BlobStore:
         every = levels(self._store)
         for level in every:
             durable = level is every[-1]
-            head: bytes | None = None
+            head: list[bytes] = []
             try:
-                with level.get(name) as reader:
-                    head = _head_of(reader)
-                    for _ in self._ring.opening(_From(head, reader), digest).chunks():
-                        pass
+                self._read_through(level, name, digest, head)
             except SealUnknown as error:
-                return error
+                if durable:
+                    return error
+                with suppress(StoreUnavailable):  # what the durable one has may have been put again since
+                    _delete_same(level, name, *head)
+                continue
             except NotFound:
                 continue
             except (IntegrityError, Unreadable):
                 try:
-                    deleted = _delete_same(level, name, head)
+                    deleted = _delete_same(level, name, *head)
                 except StoreUnavailable as error:
                     if durable or not isinstance(self._store, Resting):
                         raise
@@ -265,6 +275,13 @@ class BlobStore:
             return StoreUnavailable(said) if len(every) == 1 else CopyLost(said)
         return IntegrityError(f"{cause}; it was deleted from the store, put it again")
 
+    def _read_through(self, level: Store, name: str, digest: Digest, head: list[bytes]) -> None:
+        """One level's copy to its verified end. head: gets what `_head_of` says of it."""
+        with level.get(name) as reader:
+            head.append(_head_of(reader))
+            for _ in self._ring.opening(_From(head[0], reader), digest, self._wraps.find).chunks():
+                pass
+
 
 def _head_of(reader: Readable) -> bytes:
     """Of an object: its header and more, which no two puts have in common, not even of one blob."""
@@ -272,7 +289,7 @@ def _head_of(reader: Readable) -> bytes:
     return bytes(head[: read_full(reader, memoryview(head))])
 
 
-def _delete_same(level: Store, name: str, head: bytes | None) -> bool:
+def _delete_same(level: Store, name: str, head: bytes | None = None) -> bool:
     """Delete an object unless it was put again since it was judged; head: None if it could not be read. Whether it is
     gone. StoreUnavailable.
     """

@@ -9,13 +9,16 @@ from pathlib import Path
 
 import click
 
+from batchyard.broker.cli.doors import named_keys
 from batchyard.broker.endpoints import Endpoints, absolute_store, default_state
 from batchyard.broker.errors import InvalidConfig
+from batchyard.broker.keysource import KeySource
 
 from . import gpu, memory, options
 
 _NAME_YARD = (
-    "give --broker, --key-file and --store (BATCHYARD_BROKER_URL, BATCHYARD_KEY_FILE, BATCHYARD_STORE), "
+    "give --broker, --key-file or --key-command, and --store (BATCHYARD_BROKER_URL, BATCHYARD_KEY_FILE, "
+    "BATCHYARD_KEY_COMMAND or BATCHYARD_KEYS, BATCHYARD_STORE), "
     "or start `batchyard up` here"
 )
 
@@ -48,6 +51,13 @@ allow_url_host_option = click.option(
     show_envvar=True,
     type=click.Path(path_type=Path),
     help="The yard's keys.  [default: likewise]",
+)
+@click.option(
+    "--key-command",
+    envvar="BATCHYARD_KEY_COMMAND",
+    show_envvar=True,
+    metavar="COMMAND",
+    help="What prints the yard's keys, for instance by a KMS; not --key-file.",
 )
 @click.option(
     "--store",
@@ -144,9 +154,13 @@ allow_url_host_option = click.option(
     "nodes use, by the hosts' network, or by a network of the engine that you have made, which spans hosts.",
 )
 @click.option("--address", help="Where other nodes reach this host.  [default: the one on the way to the broker]")
+@click.pass_context
 def worker(
+    ctx: click.Context,
+    /,
     broker: str | None,
     key_file: Path | None,
+    key_command: str | None,
     store: str | None,
     new_store: bool,
     name: str,
@@ -186,7 +200,7 @@ def worker(
     from .main import serve
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    broker, key_file, store = _yard(broker, key_file, store)
+    broker, keys, store = _yard(broker, named_keys(ctx), store)
     pairs = _labels(labels)
     state = state.expanduser().absolute()
     scratch = scratch.expanduser().absolute() if scratch is not None else None
@@ -197,7 +211,7 @@ def worker(
     raise SystemExit(
         serve(
             broker,
-            key_file.expanduser(),
+            keys,
             options.NodeOptions(
                 name=_checked(name),
                 state=state,
@@ -232,18 +246,18 @@ def worker(
     )
 
 
-def _yard(broker: str | None, key_file: Path | None, store: str | None) -> tuple[str, Path, str]:
+def _yard(broker: str | None, keys: KeySource | None, store: str | None) -> tuple[str, KeySource, str]:
     """What was not named is taken of the `batchyard up` on this machine, if no other Redis was named."""
     if broker is None:
         try:
             ends = Endpoints.load(default_state())
         except InvalidConfig as error:
             raise InvalidConfig(f"{str(error).partition(';')[0]}; {_NAME_YARD}") from None
-        broker, key_file = ends.broker_url, key_file or (Path(ends.key_file) if ends.key_file else None)
+        broker, keys = ends.broker_url, keys or ends.key_source()
         store = store or ends.store
-    if key_file is None or store is None:
-        raise InvalidConfig(f"{'no key file' if key_file is None else 'no store'} was named; {_NAME_YARD}")
-    return broker, key_file, store
+    if keys is None or store is None:
+        raise InvalidConfig(f"{'no key file' if keys is None else 'no store'} was named; {_NAME_YARD}")
+    return broker, keys, store
 
 
 def _checked(name: str) -> str:

@@ -15,6 +15,7 @@ from batchyard.broker.cli import show
 from batchyard.broker.cli.doors import Doors, examples, json_option, print_json, yard_options
 from batchyard.broker.endpoints import Endpoints, default_state
 from batchyard.broker.errors import BatchyardError, InvalidConfig
+from batchyard.broker.keysource import KeySource
 
 from . import checks, services
 from .checks import Check, Probe
@@ -49,7 +50,7 @@ def doctor(doors: Doors, scratch: Path | None, only: Sequence[str], timeout_s: f
     found, ends = _yard(doors)
     told = Path(ends.scratch) if ends is not None and ends.scratch else doors.state / "node"
     folder = (scratch or told).expanduser().absolute()
-    found += within({n: p for n, p in _probes(folder, ends).items() if not only or n in only}, timeout_s)
+    found += within({n: p for n, p in _probes(folder, ends, doors.keys).items() if not only or n in only}, timeout_s)
     if as_json:
         print_json([one.as_json() for one in found])
     else:
@@ -73,15 +74,16 @@ def _yard(doors: Doors) -> tuple[list[Check], Endpoints | None]:
         return [*found, checks.warn("redis-server", str(error), "`batchyard up` needs it")], None
 
 
-def _probes(scratch: Path, ends: Endpoints | None) -> Mapping[str, Probe]:
+def _probes(scratch: Path, ends: Endpoints | None, named: KeySource | None) -> Mapping[str, Probe]:
     probes: dict[str, Probe] = {"engine": partial(checks.engine, scratch)}
     if ends is not None:
         probes["redis"] = partial(services.redis_server, ends.broker_url)
         probes["clock"] = partial(services.clock, ends.broker_url)
+        source = named or ends.key_source()
         if ends.store:
-            probes["store"] = partial(services.blob_store, ends.store, ends)
-        if ends.key_file:
-            probes["keys"] = partial(services.key_file, Path(ends.key_file), ends.broker_url)
+            probes["store"] = partial(services.blob_store, ends.store, ends, source)
+        if source is not None:
+            probes["keys"] = partial(services.key_file, source, ends.broker_url)
     return {**probes, "scratch": partial(checks.scratch_folder, scratch), "gpus": checks.gpus}
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from batchyard.broker.config import Config, single_machine
 from batchyard.broker.errors import BrokerUnavailable, InvalidConfig, NotFound
 from batchyard.broker.followups import Followups
+from batchyard.broker.keysource import AnySource, as_source, load_ring
+from batchyard.broker.keywatch import holder_name, watching
 from batchyard.broker.logs import LiveTail
 from batchyard.broker.remote import celery_app
-from batchyard.broker.seal import KeyRing
 from batchyard.broker.store import Yard
 from batchyard.cache.remote import RemoteInputs
 from batchyard.cache.remote_known import KnownRemotes
@@ -39,11 +40,11 @@ from .tools import Tools
 from .uploads import Uploads
 
 
-def serve(url: str, key_file: Path, options: NodeOptions) -> int:
+def serve(url: str, key_source: AnySource, options: NodeOptions) -> int:
     """Runs until SIGTERM or SIGINT; the process's exit code. Raises InvalidConfig for what is wrong at the start."""
     options.state.mkdir(parents=True, exist_ok=True, mode=0o700)
     lock = _only_one(options.state)
-    yard = Yard(url, KeyRing.load(key_file))
+    yard = Yard(url, load_ring(key_source))
     config = _first_config(yard, options)
     if unknown := set(options.queues) - set(config.queues):
         raise InvalidConfig(f'queue "{min(unknown)}" is not configured; the yard has {", ".join(config.queues)}')
@@ -72,7 +73,8 @@ def serve(url: str, key_file: Path, options: NodeOptions) -> int:
         without_mingle=True,
         quiet=True,  # a banner of queues and tasks that a node does not have
     )
-    worker.start()
+    with watching(yard, yard.ring, as_source(key_source), holder_name("node", options.name)):
+        worker.start()
     if node.ready.is_set() and node.empty():  # else a container may read there
         with suppress(OSError):
             memory.remove_folder(options.state)

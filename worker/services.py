@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import redis
@@ -15,7 +14,7 @@ import redis
 from batchyard.broker import functions, keys
 from batchyard.broker.endpoints import Endpoints
 from batchyard.broker.errors import BatchyardError, NotFound
-from batchyard.broker.seal import KeyRing
+from batchyard.broker.keysource import AnySource, KeySource, as_source, load_ring
 from batchyard.cache.identity import store_id
 from batchyard.cache.place import store_at
 from batchyard.cache.store import Store
@@ -157,13 +156,15 @@ def clock_offset(offset_s: float, round_trip_s: float) -> Check:
 
 
 # -- store
-def blob_store(spec: str, ends: Endpoints | None = None) -> Checks:
-    """A random object goes in and out; of two puts of one name, one counts. ends: whose store it should be."""
+def blob_store(spec: str, ends: Endpoints | None = None, source: KeySource | None = None) -> Checks:
+    """A random object goes in and out; of two puts of one name, one counts. ends: whose store it should be; source:
+    where that yard's keys are, if they do not say it.
+    """
     try:
         began = time.monotonic()
         store = store_at(spec)
-        if ends is not None and ends.key_file:
-            yield from _is_ours(store, Path(ends.key_file), ends.broker_url)
+        if ends is not None and (source := source or ends.key_source()) is not None:
+            yield from _is_ours(store, source, ends.broker_url)
         name, data = secrets.token_hex(32), secrets.token_bytes(_BLOB_BYTES)
         yield _round_trip(store, name, data, began)
         yield _one_counts(store)
@@ -171,14 +172,14 @@ def blob_store(spec: str, ends: Endpoints | None = None) -> Checks:
         yield fail("store", str(error), "correct --store or its credentials, or start it")
 
 
-def _is_ours(store: Store, keys_at: Path, url: str) -> Checks:
+def _is_ours(store: Store, keys_at: KeySource, url: str) -> Checks:
     """Nothing where it cannot be told."""
     known: Any = None
     with suppress(redis.RedisError), _connected(url) as client:
         known = client.get(keys.STORE)
-    if known is None or not keys_at.exists():
+    if known is None or (keys_at.path is not None and not keys_at.path.exists()):
         return
-    found = store_id(store, KeyRing.load(keys_at))
+    found = store_id(store, load_ring(keys_at))
     if found == known.decode():
         yield ok("store id", "it is the yard's")
     else:
@@ -253,24 +254,33 @@ class _Source:
 
 
 # -- keys
-def key_file(path: Path, url: str | None) -> Checks:
-    """Whether it is its owner's alone, whole, and the yard's."""
+def key_file(given: AnySource, url: str | None) -> Checks:
+    """Whether the keys are their owner's alone, whole, and the yard's."""
+    source = as_source(given)
     try:
-        if not path.exists():
-            yield fail("keys", f'there is no key file "{path}"', "copy the yard's, or correct --key-file")
+        if source.path is not None and not source.path.exists():
+            yield fail("keys", f"there is no {source}", "copy the yard's, or correct --key-file")
             return
-        ring = KeyRing.load(path)
+        ring = load_ring(source)
     except BatchyardError as error:
-        yield fail("keys", str(error), "copy the yard's key file again")
+        yield fail("keys", str(error), "copy the yard's keys again")
         return
+    shown = source.path or source
     mark: Any = None
+    state: Any = {}
     with suppress(redis.RedisError):
         if url is not None:
             with _connected(url) as client:
-                mark = client.get(keys.KEY_MARK)
+                mark, state = client.get(keys.KEY_MARK), client.hgetall(keys.KEY_STATE)
     if mark is None:
-        yield warn("keys", f"{path} is whole; there is no yard to compare it with", "start a controller on this Redis")
+        yield warn("keys", f"{shown} is whole; there is no yard to compare it with", "start a controller on this Redis")
     elif mark.decode() != ring.mark:
-        yield fail("keys", f"{path} is not this yard's", "use the key file that its controller uses")
+        yield fail("keys", f"{shown} is not this yard's", "use the keys that its controller uses")
+    elif f"retired:{ring.current}".encode() in state:
+        yield fail(
+            "keys", f"{shown}: its current key, {ring.current}, was retired", "take the controller's as it is now"
+        )
     else:
-        yield ok("keys", f"{path} is this yard's, and its owner's alone")
+        yield ok("keys", f"{shown} is this yard's, and its owner's alone")
+    if (wanted := state.get(b"rotating")) is not None:
+        yield warn("keys", f"a rotation to {wanted.decode()} is unfinished", "`batchyard keys rotate` goes on with it")

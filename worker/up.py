@@ -20,15 +20,16 @@ from urllib.parse import urlsplit
 
 import click
 import yaml
+from click.core import ParameterSource
 
 from batchyard.broker import config as yard_config
-from batchyard.broker.cli.doors import examples
+from batchyard.broker.cli.doors import examples, key_options, named_keys
 from batchyard.broker.config import Config
 from batchyard.broker.endpoints import Endpoints, absolute_store, default_state
 from batchyard.broker.errors import EngineUnavailable, InvalidConfig, NotFound
+from batchyard.broker.keysource import COMMAND_VARIABLE, VARIABLES, KeyFile, KeySource, load_or_create_ring
 from batchyard.broker.remote import TRANSPORT_OPTIONS
 from batchyard.broker.schedules import Schedules
-from batchyard.broker.seal import KeyRing
 from batchyard.broker.store import Yard
 
 from . import checks, gpu, minio_server, options
@@ -62,6 +63,7 @@ class Settings:
     memory_mib: int
     gpus: str | None
     disk_gib: float
+    keys: KeySource
     node: tuple[str, ...]
 
 
@@ -92,6 +94,8 @@ class Settings:
     type=click.Path(path_type=Path, file_okay=False),
     help="Where that MinIO keeps its bytes.  [default: in --state]",
 )
+@key_options[0]
+@key_options[1]
 @click.option("--new-store", is_flag=True, help="Go on with a store that is not the one of before, or was emptied.")
 @click.option("--port-minio", type=click.IntRange(1, 65535), help="[default: the earlier one, or any free one]")
 @click.option("--name", default=options.machine_name, help="The node's.  [default: this host's name]")
@@ -121,9 +125,14 @@ class Settings:
 @click.option(
     "--stop-grace-s", type=click.FloatRange(min=0), help="A cancelled job, SIGTERM to SIGKILL.  [default: 30]"
 )
+@click.pass_context
 def up(
+    ctx: click.Context,
+    /,
     config_file: Path | None,
     state: Path | None,
+    key_file: Path | None,
+    key_command: str | None,
     port_redis: int | None,
     port_flower: int | None,
     minio: bool | None,
@@ -182,6 +191,7 @@ def up(
             memory_mib=memory_mib or options.machine_memory_mib(copies_memory_mib),
             gpus=gpus,
             disk_gib=options.machine_disk_gib(scratch or state / "node", copies_gib) if disk_gib is None else disk_gib,
+            keys=_keys(ctx, state / "keys.json"),
             node=tuple(node),
         )
     )
@@ -219,27 +229,27 @@ def _start(settings: Settings, family: Family, redis_server: str, minio: Path | 
     flower_port = pick_port("Flower", settings.port_flower, _port(earlier.flower_url) if earlier else None)
     conf, password = write_conf(state / "redis", port)
     url = f"redis://:{password}@127.0.0.1:{port}/0"
-    keys = state / "keys.json"
-    ring = KeyRing.load_or_create(keys)
+    ring = load_or_create_ring(settings.keys)
     store = _folder_store(settings) if minio is None else _start_minio(settings, family, minio)
-    environ = {
-        **{k: v for k, v in os.environ.items() if k != "BATCHYARD_STATE"},
+    plain = {
+        **{k: v for k, v in os.environ.items() if k not in {"BATCHYARD_STATE", *VARIABLES}},
         "BATCHYARD_BROKER_URL": url,
-        "BATCHYARD_KEY_FILE": str(keys),
         "BATCHYARD_STORE": store,
         "PYTHONUNBUFFERED": "1",
     }
+    environ = {**plain, **settings.keys.environ}
     ends = Endpoints(
         broker_url=url,
         result_backend=url,
         transport_options=TRANSPORT_OPTIONS,
         flower_url=f"http://127.0.0.1:{flower_port}",
-        key_file=str(keys),
+        key_file=str(settings.keys.path) if settings.keys.path else None,
+        key_command=settings.keys.environ.get(COMMAND_VARIABLE),
         store=store,
         scratch=str(settings.scratch or state / "node"),
         pid=os.getpid(),
     )
-    family.start(Part(name="redis", argv=(redis_server, str(conf)), ready=READY, environ=environ, start_s=600))
+    family.start(Part(name="redis", argv=(redis_server, str(conf)), ready=READY, environ=plain, start_s=600))
     yard = Yard(url, ring)
     if settings.new_store or (earlier is not None and earlier.store != store):
         yard.forget_store()  # before the file names the other one: who is killed in between does it again
@@ -250,7 +260,7 @@ def _start(settings: Settings, family: Family, redis_server: str, minio: Path | 
     yard.redis.close()
     family.start(
         _part("node", _node_words(settings, environment), environ, command="worker", stop_s=_NODE_STOP_S),
-        _part("flower", ("--port", str(flower_port)), environ),
+        _part("flower", ("--port", str(flower_port)), plain),
     )
     return ends
 
@@ -289,7 +299,7 @@ def _start_minio(settings: Settings, family: Family, binary: Path) -> str:
     port = pick_port("MinIO", settings.port_minio, minio_server.earlier_port(folder))
     data = settings.minio_data or folder / "data"
     server = minio_server.MinioServer.prepare(folder, data.expanduser().absolute(), port)
-    family.start(server.part(binary, os.environ))
+    family.start(server.part(binary, {k: v for k, v in os.environ.items() if k not in VARIABLES}))
     server.admit_yard()
     return server.spec
 
@@ -348,6 +358,12 @@ def _is_machine(config: Config) -> bool:
     return there is not None and config == yard_config.single_machine(
         there.vcpus, there.memory_mib, there.gpus, there.disk_gib, gpu_types=there.gpu_types
     )
+
+
+def _keys(ctx: click.Context, here: Path) -> KeySource:
+    """Where the keys are: as was typed, else those that this state has already, else by the environment, else here."""
+    typed = any(ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE for name in ("key_file", "key_command"))
+    return (named_keys(ctx) if typed or not here.exists() else None) or KeyFile(here)
 
 
 def _lock(state: Path) -> int:

@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "consumable": ("consumable:consumable", "Licence tokens and the like: create, update, list, show, delete."),
     "schema": ("submit:schema", "Print the JSON schema of a job."),
     "deadletters": ("deadletters:deadletters", "Messages that could not be taken in: list, show, drop."),
+    "keys": ("keys:keys", "Keys that blobs and jobs are sealed under: list, rotate, retire, print."),
     "doctor": ("", "Check what the yard stands on: engine, Redis, store, keys, disk, clock."),
     "completion": ("complete:completion", "Print the script of a shell's completion."),
     "controller": ("serve:controller", "Run the controller: intake, reaping, what follows jobs."),

@@ -14,21 +14,28 @@ from click.core import ParameterSource
 
 from ..endpoints import Endpoints, absolute_store, default_state
 from ..errors import BrokerUnavailable, InvalidConfig
+from ..keysource import NO_KEYS, KeyCommand, KeySource, source_of
 
 if TYPE_CHECKING:
     from ..client import Client
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+key_options = (
+    click.option("--key-file", type=click.Path(path_type=Path), envvar="BATCHYARD_KEY_FILE",
+                 help="The yard's keys. Also: BATCHYARD_KEYS, the keys themselves."),
+    click.option("--key-command", metavar="COMMAND", envvar="BATCHYARD_KEY_COMMAND",
+                 help="What prints the yard's keys, for instance by a KMS; not --key-file."),
+)  # fmt: skip
 _OPTIONS = (
     click.option("--state", type=click.Path(path_type=Path), envvar="BATCHYARD_STATE",
                  help="The state folder of a `batchyard up`.  [default: ~/.batchyard]"),
     click.option("--broker", metavar="URL", envvar="BATCHYARD_BROKER_URL", help="The yard's Redis; not --state."),
-    click.option("--key-file", type=click.Path(path_type=Path), envvar="BATCHYARD_KEY_FILE", help="The yard's keys."),
+    *key_options,
     click.option("--store", metavar="SPEC", envvar="BATCHYARD_STORE",
                  help="The yard's blob store: a folder, or s3://BUCKET[/PREFIX]?credentials=FILE."),
 )  # fmt: skip
-_NAMES = {"state", "broker", "key_file", "store"}
+_NAMES = {"state", "broker", "key_file", "key_command", "store"}
 
 
 def examples(*lines: str) -> str:
@@ -48,7 +55,7 @@ class Doors:
 
     state: Path
     broker: str | None
-    key_file: Path | None
+    keys: KeySource | None
     store: str | None
 
     @classmethod
@@ -58,21 +65,24 @@ class Doors:
         broker = told.get("broker")
         if where("state") is ParameterSource.COMMANDLINE and where("broker") is ParameterSource.ENVIRONMENT:
             broker = None
-        return cls(state=told.get("state") or default_state(), broker=broker, key_file=told.get("key_file"),
+        return cls(state=told.get("state") or default_state(), broker=broker, keys=named_keys(ctx),
                    store=told.get("store"))  # fmt: skip
 
     def endpoints(self) -> Endpoints:
         """Raises InvalidConfig: no yard was named, and none is known here."""
         found = Endpoints(broker_url=self.broker, result_backend=self.broker) if self.broker else None
         found = found or Endpoints.load(self.state)
-        return replace(found, key_file=_absolute(self.key_file) or found.key_file,
-                       store=absolute_store(self.store) if self.store else found.store)  # fmt: skip
+        if self.keys is not None:
+            named = self.keys.path
+            command = self.keys.command if isinstance(self.keys, KeyCommand) else None
+            found = replace(found, key_file=str(named.absolute()) if named else None, key_command=command)
+        return replace(found, store=absolute_store(self.store) if self.store else found.store)
 
     def client(self) -> Client:
         """Use it as a context manager. Raises InvalidConfig."""
         from ..client import Client
 
-        return Client.of(self.endpoints())
+        return Client.of(self.endpoints(), self.keys)
 
     def explained(self, error: BrokerUnavailable) -> BrokerUnavailable:
         """The same, or that the yard which `--state` names is not running."""
@@ -87,12 +97,12 @@ class Doors:
         where = "" if self.state == default_state() else f" --state {self.state}"
         return BrokerUnavailable(f'the yard of "{self.state}" is not running; start it with `batchyard up{where}`')
 
-    def key_path(self) -> Path:
+    def key_source(self) -> KeySource:
         """Raises InvalidConfig."""
-        named = self.endpoints().key_file
+        named = self.keys or self.endpoints().key_source()
         if named is None:
-            raise InvalidConfig("no key file was named; give --key-file or BATCHYARD_KEY_FILE")
-        return Path(named)
+            raise InvalidConfig(NO_KEYS)
+        return named
 
 
 def yard_options(command: F) -> F:
@@ -119,5 +129,10 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def _absolute(path: Path | None) -> str | None:
-    return None if path is None else str(path.expanduser().absolute())
+def named_keys(ctx: click.Context) -> KeySource | None:
+    """The keys that a command with `key_options` was given, typed or by the environment. Raises InvalidConfig."""
+    typed = {
+        name: ctx.params.get(name) if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE else None
+        for name in ("key_file", "key_command")
+    }
+    return source_of(file=typed["key_file"], command=typed["key_command"])

@@ -33,7 +33,7 @@ def controller(doors: Doors, config_file: Path | None, secrets: Path | None) -> 
 
     _log_to_stderr()
     return serve_controller(
-        doors.endpoints().broker_url, doors.key_path(), config_file, secrets=secrets, on_ready=_ready
+        doors.endpoints().broker_url, doors.key_source(), config_file, secrets=secrets, on_ready=_ready
     )
 
 

@@ -4,21 +4,26 @@
 them; `stream`: the sealed form of blobs; `witness`: whether bytes are those that were seen before.
 """
 
+from . import keyfile
+from .key import Keys
 from .reading import Readable, read_full
-from .ring import FindWrap, KeyRing, SealUnknown
+from .ring import MESSAGE_MAGIC, FindWrap, KeyRing, SealUnknown
 from .stream import HEADER_BYTES, STREAM_MAGIC, Opening, Sealing
 from .witness import CHUNK_BYTES, Witness
 
 __all__ = [
     "CHUNK_BYTES",
     "HEADER_BYTES",
+    "MESSAGE_MAGIC",
     "STREAM_MAGIC",
     "FindWrap",
     "KeyRing",
+    "Keys",
     "Opening",
     "Readable",
     "SealUnknown",
     "Sealing",
     "Witness",
+    "keyfile",
     "read_full",
 ]

@@ -61,10 +61,30 @@ class Keys:
         key = Key.new()
         return cls(keys={key.id: key}, current=key.id, names=Key.new())
 
+    @property
+    def newest(self) -> str:
+        """The id of the key that was added last."""
+        return list(self.keys)[-1]
+
+    def added(self) -> Keys:
+        """With one more random key; the current one stays so."""
+        key = Key.new()
+        return replace(self, keys={**self.keys, key.id: key})
+
     def rotated(self) -> Keys:
         """With one more random key, which is the current one."""
-        key = Key.new()
-        return replace(self, keys={**self.keys, key.id: key}, current=key.id)
+        more = self.added()
+        return more.with_current(more.newest)
+
+    def with_current(self, key_id: str) -> Keys:
+        """KeyError: there is no such key."""
+        return replace(self, current=self.keys[key_id].id)
+
+    def without(self, key_id: str) -> Keys:
+        """Without a key that is not the current one."""
+        if key_id == self.current:
+            raise ValueError(f"key {key_id} is the current one")
+        return replace(self, keys={one: key for one, key in self.keys.items() if one != key_id})
 
     def dumps(self) -> str:
         shown = {

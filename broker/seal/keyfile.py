@@ -47,6 +47,15 @@ def found(path: Path) -> Keys:
     return keys
 
 
+def stamp(path: Path) -> tuple[int, int, int] | None:
+    """What differs once the file was changed; None: it cannot be looked at."""
+    try:
+        there = path.stat()
+    except OSError:
+        return None
+    return there.st_mtime_ns, there.st_ino, there.st_size
+
+
 def _called(path: Path) -> str:
     return f'key file "{path}"'
 

@@ -13,9 +13,11 @@ import hashlib
 import hmac
 import secrets
 import struct
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
+from weakref import WeakSet
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -29,7 +31,7 @@ from .witness import CHUNK_BYTES, Witness
 
 _TAG_BYTES = 16
 _MESSAGE_VERSION = 1
-_MESSAGE_MAGIC = b"BYSM"
+MESSAGE_MAGIC = b"BYSM"
 _MESSAGE = struct.Struct(">4sB8s16s12s")
 
 FindWrap: TypeAlias = Callable[[str, bytes], "bytes | None"]
@@ -40,19 +42,30 @@ class SealUnknown(IntegrityError):
     """Whole as far as can be told, but this ring lacks the key or this version the format: not a reason to delete."""
 
 
-class KeyRing:
-    """The yard's key-encryption keys by id, one of them current, and the secret behind object names. Immutable.
+class _Held:
+    """The keys that are in use now, and the streams that are being sealed."""
 
-    New things are sealed under the current key; old ones open as long as their key is in the ring. Object names do
-    not depend on the keys, so they survive a rotation. May be shared by threads.
-    """
-
-    __slots__ = ("_keys", "_scope", "current")
+    __slots__ = ("guard", "keys", "sealings")
 
     def __init__(self, keys: Keys) -> None:
-        self._keys = keys
+        self.keys = keys
+        self.guard = threading.Lock()
+        self.sealings: WeakSet[Sealing] = WeakSet()
+
+
+class KeyRing:
+    """The yard's key-encryption keys by id, one of them current, and the secret behind object names.
+
+    New things are sealed under the current key; old ones open as long as their key is in the ring. Object names do
+    not depend on the keys, so they survive a rotation. A process has one ring, which gets other keys by `renew` while
+    it is in use. May be shared by threads.
+    """
+
+    __slots__ = ("_held", "_scope")
+
+    def __init__(self, keys: Keys) -> None:
+        self._held = _Held(keys)
         self._scope = keys.names.secret
-        self.current = keys.current
 
     def __repr__(self) -> str:
         return f"KeyRing(current={self.current!r}, keys={list(self.ids)!r})"
@@ -63,7 +76,7 @@ class KeyRing:
         return cls(Keys.new())
 
     def rotated(self) -> KeyRing:
-        """The same ring with one more random key, which is the current one."""
+        """Another ring with one more random key, which is the current one."""
         return KeyRing(self._keys.rotated())
 
     @classmethod
@@ -98,8 +111,32 @@ class KeyRing:
         if not tenant:
             return self
         scoped = KeyRing(self._keys)
+        scoped._held = self._held
         scoped._scope = derive(self._keys.names.secret, b"names of tenant " + tenant.encode(), SECRET_BYTES)
         return scoped
+
+    @property
+    def _keys(self) -> Keys:
+        return self._held.keys
+
+    @property
+    def current(self) -> str:
+        """The id of the key that seals."""
+        return self._keys.current
+
+    def renew(self, keys: Keys) -> None:
+        """These keys from now on; what is being sealed goes on under the key it began with. InvalidConfig: they are
+        another yard's.
+        """
+        if keys.names.id != self._keys.names.id:
+            raise InvalidConfig("the new keys are those of another yard: its names would not be found; restore the old")
+        self._held.keys = keys
+
+    @property
+    def in_use(self) -> frozenset[str]:
+        """The ids of the current key and of those under which streams are still being sealed."""
+        with self._held.guard:
+            return frozenset({self.current, *(one.key_id for one in self._held.sealings)})
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -133,9 +170,10 @@ class KeyRing:
         """Seal a small message. It opens only with the same `about`, such as the id of the job that it belongs to.
         lasting: under what a rotation does not change; only for what is no secret to those who once had a key.
         """
-        key = self._keys.names if lasting else self._keys.keys[self.current]
+        keys = self._keys
+        key = keys.names if lasting else keys.keys[keys.current]
         salt, nonce = secrets.token_bytes(16), secrets.token_bytes(12)
-        header = _MESSAGE.pack(_MESSAGE_MAGIC, _MESSAGE_VERSION, bytes.fromhex(key.id), salt, nonce)
+        header = _MESSAGE.pack(MESSAGE_MAGIC, _MESSAGE_VERSION, bytes.fromhex(key.id), salt, nonce)
         cipher = AESGCM(hmac.digest(key.messages, salt, "sha256"))
         return header + cipher.encrypt(nonce, data, header + about)
 
@@ -146,12 +184,12 @@ class KeyRing:
             raise IntegrityError(f"{what} is cut short")
         header = sealed[: _MESSAGE.size]
         magic, version, key_id, salt, nonce = _MESSAGE.unpack(header)
-        if magic != _MESSAGE_MAGIC:
+        if magic != MESSAGE_MAGIC:
             raise IntegrityError(f"{what} is not a sealed message")
         if version != _MESSAGE_VERSION:
             raise _version_unknown(what, version, _MESSAGE_VERSION)
-        names = self._keys.names
-        key = ({names.id: names} if lasting else self._keys.keys).get(key_id.hex())
+        keys = self._keys
+        key = ({keys.names.id: keys.names} if lasting else keys.keys).get(key_id.hex())
         if key is None:
             raise _key_unknown(what, key_id)
         cipher = AESGCM(hmac.digest(key.messages, salt, "sha256"))
@@ -159,6 +197,18 @@ class KeyRing:
             return cipher.decrypt(nonce, sealed[_MESSAGE.size :], header + about)
         except InvalidTag:
             raise IntegrityError(f"{what} does not open: it was changed, or is about something else") from None
+
+    @staticmethod
+    def same_object(one: bytes, other: bytes) -> bool:
+        """Whether two headers are of one object, whatever key each is under; needs no key, and proves nothing."""
+        return StreamHead.parse(one, "a header").fixed == StreamHead.parse(other, "a header").fixed
+
+    @staticmethod
+    def key_of(sealed: bytes) -> str:
+        """The id of the key that a message, or the beginning of a stream, says it is under. IntegrityError: neither."""
+        if len(sealed) >= _MESSAGE.size and sealed.startswith(MESSAGE_MAGIC):
+            return str(_MESSAGE.unpack_from(sealed)[2].hex())
+        return StreamHead.parse(sealed, "what was given").key_id.hex()
 
     def seal_stream(
         self,
@@ -178,8 +228,12 @@ class KeyRing:
             raise ValueError(f"chunk_bytes = {chunk_bytes}: a witness sees chunks of {CHUNK_BYTES}")
         name, object_key = self.name(digest), secrets.token_bytes(SECRET_BYTES)
         bare = StreamHead(size=size, prefix=secrets.token_bytes(7), chunk_bytes=chunk_bytes)
-        head = bare.wrapped_under(self._keys.keys[self.current], object_key, digest, name)
-        return Sealing(reader, digest, name, head, object_key, witness)
+        with self._held.guard:  # so that `in_use` misses none that begins under a key that was current just now
+            keys = self._keys
+            head = bare.wrapped_under(keys.keys[keys.current], object_key, digest, name)
+            sealing = Sealing(reader, digest, name, head, object_key, witness)
+            self._held.sealings.add(sealing)
+        return sealing
 
     def opening(self, reader: Readable, digest: str, find: FindWrap | None = None) -> Opening:
         """The plaintext of a sealed stream, to be read with `readinto` or `chunks()`; `.size` is already verified.
@@ -210,8 +264,9 @@ class KeyRing:
 
     def rewrapped(self, header: bytes, name: str, find: FindWrap | None = None) -> bytes:
         """The header of the object of this name as it is under the current key. IntegrityError, SealUnknown."""
+        keys = self._keys
         head, object_key, digest = self._unwrapped(header, name, f"object {name}", find)
-        return head.wrapped_under(self._keys.keys[self.current], object_key, digest, name).packed()
+        return head.wrapped_under(keys.keys[keys.current], object_key, digest, name).packed()
 
     def open_stream(self, reader: Readable, digest: str, size: int | None, sink: Callable[[memoryview], object]) -> int:
         """Give the plaintext to `sink`, piece by piece, each authenticated first; the size in bytes.

@@ -175,7 +175,9 @@ class _Chunked(io.RawIOBase):
 
 
 class Sealing(_Chunked):
-    """A sealed stream in the making; `length` is its size in bytes, header and tags included."""
+    """A sealed stream in the making; `length` is its size in bytes, header and tags included; `key_id`, in hex, tells
+    the key that it is sealed under.
+    """
 
     def __init__(
         self,
@@ -188,6 +190,7 @@ class Sealing(_Chunked):
     ) -> None:
         super().__init__(reader, digest, name, head, object_key)
         self._witness = witness
+        self.key_id = head.key_id.hex()
         self.length = HEADER_BYTES + head.size + head.chunk_count * _TAG_BYTES
         self._pending = memoryview(head.packed())
 

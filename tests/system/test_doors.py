@@ -415,6 +415,6 @@ def test_the_doctor_finds_a_sound_yard_sound_and_a_broken_one_broken(ground: Gro
     KeyRing.create(ground.state / "other.json")
     code, out, _ = batchyard("doctor", "--only", "keys", "--key-file", str(ground.state / "other.json"))
     assert code == 1
-    assert "is not this yard's; use the key file that its controller uses" in out
+    assert "is not this yard's; use the keys that its controller uses" in out
     assert batchyard("doctor", "--only", "store", "--store", str(ground.state / "nosuch"))[0] == 1
     assert batchyard("doctor", "--state", str(ground.state / "nosuch"), "--only", "gpus")[0] == 1
