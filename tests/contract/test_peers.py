@@ -379,6 +379,21 @@ def test_what_was_deleted_is_not_had_from_peers(yard: Yard, far: Gated, a: NearN
         read(b, digest)
 
 
+def test_a_tenant_learns_nothing_of_anothers_objects_by_hints(
+    yard: Yard, far: Gated, a: NearNode, b: NearNode, asked: list[str]
+) -> None:
+    one, two, data = yard.ring.of("one"), yard.ring.of("two"), os.urandom(2 * MIB)
+    digest = BlobStore(far, one).put_bytes(data).digest
+    assert BlobStore(a.tiered, one).read_bytes(digest, 4 * MIB) == data
+    until(lambda: held(yard, one.name(digest)) == {b"a"}, "it is known that a has it")
+    with pytest.raises(BlobMissing):
+        BlobStore(b.tiered, two).read_bytes(digest, 4 * MIB)
+    assert asked == []
+    assert BlobStore(b.tiered, one).read_bytes(digest, 4 * MIB) == data
+    assert asked == ["a"]
+    assert not [key for key in yard.redis.keys("*") if digest[7:].encode() in key]
+
+
 # -- hints
 
 

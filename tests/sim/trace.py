@@ -45,17 +45,17 @@ class Trace:
                 wanted[more[0]] = more[1]
                 _send(yard, *more)
             node = rnd.randrange(self.nodes)
-            for digest in wanted.pop(self._claimed(yard, node, ended, caches[node] if told else {})):
-                used, found = used + 1, found + (digest in caches[node])
-                _use(caches[node], digest, self.cached)
+            for name in wanted.pop(self._claimed(yard, node, ended, caches[node] if told else {})):
+                used, found = used + 1, found + (name in caches[node])
+                _use(caches[node], name, self.cached)
             ended += 1
         return found / used
 
     def _sent(self, rnd: random.Random) -> Iterator[tuple[str, list[str]]]:
-        digests = ["sha256:" + hashlib.sha256(str(n).encode()).hexdigest() for n in range(self.inputs)]
+        names = [hashlib.sha256(str(n).encode()).hexdigest() for n in range(self.inputs)]
         weights = [1 / (n + 1) for n in range(self.inputs)]
         for _ in range(self.jobs):
-            inputs = rnd.choices(digests, weights, k=rnd.randint(1, self.most_inputs))
+            inputs = rnd.choices(names, weights, k=rnd.randint(1, self.most_inputs))
             yield str(UUID(int=rnd.getrandbits(128))), list(dict.fromkeys(inputs))
 
     @staticmethod
@@ -66,15 +66,15 @@ class Trace:
         return job.id
 
 
-def _send(yard: Yard, job_id: str, digests: list[str]) -> None:
+def _send(yard: Yard, job_id: str, names: list[str]) -> None:
     one = Incoming(list_key=QUEUE, raw=job_id.encode(), kind="job", id=job_id, queue=QUEUE, vcpus=1, memory_mib=64,
-                   disk_gib=1, clear={"in": " ".join(map(short_hash, digests))}, document=b"x")  # fmt: skip
+                   disk_gib=1, clear={"in": " ".join(map(short_hash, names))}, document=b"x")  # fmt: skip
     yard.redis.lpush(QUEUE, one.raw)
     assert yard.intake([one]) == 1
 
 
-def _use(cache: OrderedDict[str, None], digest: str, most: int) -> None:
-    cache[digest] = None
-    cache.move_to_end(digest)
+def _use(cache: OrderedDict[str, None], name: str, most: int) -> None:
+    cache[name] = None
+    cache.move_to_end(name)
     if len(cache) > most:
         cache.popitem(last=False)
