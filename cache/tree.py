@@ -195,11 +195,12 @@ def build_tree(
             building.mkdir(mode=0o700)
         build = _Building(blobs, building, on_bytes, stopped)
         build.directories(tree)
-        if at_once == 1:
-            deque(map(build.fetch, build.parts(tree)), maxlen=0)
+        parts = list(build.parts(tree))
+        if at_once == 1 or len(parts) <= 1:
+            deque(map(build.fetch, parts), maxlen=0)
         else:
-            with ThreadPoolExecutor(at_once, thread_name_prefix="fetch") as pool:
-                deque(pool.map(build.fetch, build.parts(tree)), maxlen=0)
+            with ThreadPoolExecutor(min(at_once, len(parts)), thread_name_prefix="fetch") as pool:
+                deque(pool.map(build.fetch, parts), maxlen=0)
         build.rest(tree)
         with local_disk(dest):
             building.chmod(0o755)
