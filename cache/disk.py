@@ -50,8 +50,10 @@ class DirectoryStore:
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._objects.mkdir(exist_ok=True, mode=0o700)
             self._new.mkdir(exist_ok=True, mode=0o700)
-            for number in range(256):
-                (self._objects / f"{number:02x}").mkdir(exist_ok=True, mode=0o700)
+            there = set(os.listdir(self._objects))
+            for name in (f"{number:02x}" for number in range(256)):
+                if name not in there:
+                    (self._objects / name).mkdir(exist_ok=True, mode=0o700)
             # all folders now, synced here: then a put has only its own folder to sync, whoever made it
             for folder in (self._objects, path, path.parent):
                 sync_directory(folder)

@@ -1,0 +1,244 @@
+"""A small random yard: what its blobs are, where they are kept, and a node on them that can be opened and closed."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+from batchyard.broker.seal import KeyRing
+from batchyard.cache.bounded import Bounded
+from batchyard.cache.copies import LocalCopies
+from batchyard.cache.digest import Blob, Digest, digest_of
+from batchyard.cache.folder import Folder, charge_of
+from batchyard.cache.index import Index
+from batchyard.cache.manifest import Directory, File, Symlink, encode
+from batchyard.cache.sealed import BlobStore
+from batchyard.cache.shelf import charge
+from batchyard.cache.store import Store
+from batchyard.cache.tiered import Tiered
+
+from .places import Place
+
+BLOCK = 4096
+_OWN = {"lock", "boot", "file", "tree", "trash"}
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """What is at a path of a tree: a file's bytes, or where a symlink leads."""
+
+    data: bytes = b""
+    executable: bool = False
+    target: str | None = None
+
+
+Content: TypeAlias = bytes | Mapping[str, Leaf]
+
+
+def blob_of(content: Content) -> Blob:
+    if isinstance(content, bytes):
+        return Blob(digest=digest_of(content), size=len(content))
+    manifest = encode([_entry(path, leaf) for path, leaf in content.items()] + [Directory(path=p) for p in folders(content)])
+    return Blob(digest=digest_of(manifest), size=len(manifest), kind="tree")
+
+
+def _entry(path: str, leaf: Leaf) -> File | Symlink:
+    if leaf.target is not None:
+        return Symlink(path=path, target=leaf.target)
+    return File(path=path, digest=digest_of(leaf.data), size=len(leaf.data), executable=leaf.executable)
+
+
+def folders(tree: Mapping[str, Leaf]) -> set[str]:
+    return {str(parent) for path in tree for parent in Path(path).parents if str(parent) != "."}
+
+
+def write_tree(tree: Mapping[str, Leaf], path: Path) -> None:
+    path.mkdir()
+    for name in sorted(folders(tree)):
+        (path / name).mkdir()
+    for name, leaf in tree.items():
+        if leaf.target is not None:
+            os.symlink(leaf.target, path / name)
+        else:
+            (path / name).write_bytes(leaf.data)
+            (path / name).chmod(0o755 if leaf.executable else 0o644)
+
+
+def on_disk(path: Path) -> Content:
+    """What a job would read there. Empty directories are told by a path that ends in /."""
+    if not path.is_dir():
+        return path.read_bytes()
+    found: dict[str, Leaf] = {}
+    for folder, names, files in os.walk(path):
+        here = Path(folder)
+        if not names and not files and here != path:
+            found[f"{here.relative_to(path)}/"] = Leaf()
+        for name in [*files, *(name for name in names if (here / name).is_symlink())]:
+            at = here / name
+            shown = str(at.relative_to(path))
+            if at.is_symlink():
+                found[shown] = Leaf(target=os.readlink(at))
+            else:
+                found[shown] = Leaf(data=at.read_bytes(), executable=bool(at.stat().st_mode & 0o111))
+    return found
+
+
+class Contents:
+    """Contents of random size around the edges of a chunk and a block."""
+
+    def __init__(self, dice: random.Random, chunk_bytes: int) -> None:
+        self._dice = dice
+        c = chunk_bytes
+        self._sizes = [0, 1, c - 1, c, c + 1, 2 * c, 3 * c + 7, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, 300]
+
+    def file(self) -> bytes:
+        return self._dice.randbytes(self._dice.choice(self._sizes))
+
+    def tree(self) -> dict[str, Leaf]:
+        paths = self._dice.sample(["a", "b", "sub/a", "sub/b", "sub/deep/c", "z"], self._dice.randrange(5))
+        tree = {path: Leaf(data=self.file(), executable=self._dice.random() < 0.3) for path in paths}
+        if paths and self._dice.random() < 0.4:
+            tree["link"] = Leaf(target=paths[0])
+        return tree
+
+
+@dataclass(slots=True)
+class World:
+    """doubted: digests whose object in the durable store was harmed, or of which no put has ended: a clear refusal is
+    as right as the content.
+    """
+
+    top: Path
+    ring: KeyRing
+    far: Place
+    near: Place | None
+    memory_bytes: int
+    scratch_bytes: int
+    near_bytes: int
+    contents: dict[Digest, Content] = field(default_factory=dict)
+    doubted: set[Digest] = field(default_factory=set)
+    all_trees_doubted: bool = False
+
+    def add(self, content: Content) -> Digest:
+        """Doubted until it is `kept`."""
+        digest = blob_of(content).digest
+        if digest not in self.contents:
+            self.contents[digest] = content
+            self.doubted.add(digest)
+            for part in parts(content):
+                if part not in self.contents:
+                    self.doubted.add(part)
+        return digest
+
+    def kept(self, digest: Digest) -> None:
+        self.doubted -= {digest, *parts(self.contents[digest])}
+
+    def plain(self) -> dict[Digest, bytes]:
+        """The files among the contents, and those in trees."""
+        found: dict[Digest, bytes] = {}
+        for digest, content in self.contents.items():
+            if isinstance(content, bytes):
+                found[digest] = content
+            else:
+                found.update({digest_of(leaf.data): leaf.data for leaf in content.values() if leaf.target is None})
+        return found
+
+    def doubt(self, name: str) -> None:
+        """Something was done to this object of the durable store."""
+        found = {digest for digest in {*self.contents, *self.plain()} if self.ring.name(digest) == name}
+        self.doubted |= found
+        self.all_trees_doubted |= not found
+
+    def may_be_refused(self, digest: Digest) -> bool:
+        content = self.contents[digest]
+        if not isinstance(content, bytes) and self.all_trees_doubted:
+            return True
+        return not self.doubted.isdisjoint({digest, *parts(content)})
+
+    def sure(self) -> None:
+        """All was put again."""
+        self.doubted.clear()
+        self.all_trees_doubted = False
+
+    def close(self) -> None:
+        self.far.close()
+        if self.near is not None:
+            self.near.close()
+
+
+def parts(content: Content) -> set[Digest]:
+    if isinstance(content, bytes):
+        return set()
+    return {digest_of(leaf.data) for leaf in content.values() if leaf.target is None}
+
+
+class Node:
+    """A node's cache, opened as at its start."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.folders: list[Folder] = []
+        try:
+            self.folders.append(Folder(world.top / "memory", world.memory_bytes, place="memory"))
+            self.folders.append(Folder(world.top / "scratch", world.scratch_bytes))
+            self.index = Index(world.top / "scratch")
+            self.far: Store = world.far.open(near=False)
+            self.store: Store = self.far
+            self.bounded: Bounded | None = None
+            self.tiered: Tiered | None = None
+            if world.near is not None:
+                self.bounded = Bounded(world.near.open(near=True), self.index, world.near_bytes)
+                self.bounded.count()
+                self.store = self.tiered = Tiered(self.bounded, self.far)
+            self.blobs = BlobStore(self.store, world.ring)
+            self.copies = LocalCopies(self.blobs, self.index, self.folders)
+            self.copies.keep_pins([])
+        except BaseException:
+            self.close()
+            raise
+
+    def settle(self) -> None:
+        """Waits for what is on its way into the near store."""
+        if self.tiered is not None:
+            assert self.tiered.settle(10), "a fill of the near store does not end"
+
+    def close(self) -> None:
+        for folder in self.folders:
+            folder.close()
+        if hasattr(self, "index"):
+            self.index.close()
+
+    def check_accounts(self) -> None:
+        """AssertionError: a level holds other bytes than it says. Right after the start, or with nothing on its way.
+
+        Each thing counts whole blocks of 4 KiB, so that what is said is exact, and `du` never finds more.
+        """
+        for folder in self.folders:
+            strange = {name for name in os.listdir(folder.root) if name not in _OWN and not name.startswith("index-")}
+            assert not strange, f"{folder.root} has {strange}"
+            assert os.listdir(folder.root / "trash") == []
+            copies = [path for kind in ("file", "tree") for path in (folder.root / kind).iterdir()]
+            counted = sum(map(charge_of, copies))
+            assert counted == folder.shelf.held_bytes, f"{folder.place} has {counted}, says {folder.shelf.held_bytes}"
+            assert folder.shelf.held_bytes <= folder.shelf.limit_bytes
+            taken = sum(os.lstat(p).st_blocks * 512 for path in copies for p in (path, *path.rglob("*")))
+            assert taken <= counted, f"{folder.place}: du says {taken}, it says {counted}"
+        if self._world.near is not None and self.bounded is not None:
+            self._check_place(self._world.near, self.bounded, self.bounded.held_bytes, "near")
+            assert self.bounded.held_bytes <= self._world.near_bytes
+        listed = sum(charge(self.far.stat(name) or 0) for name in self.far.names())
+        self._check_place(self._world.far, self.far, listed, "far")
+
+    @staticmethod
+    def _check_place(place: Place, store: Store, said: int, what: str) -> None:
+        assert place.beside() == [], f"{what} has unfinished objects"
+        sizes = place.sizes()
+        assert set(store.names()) == set(sizes)
+        there = sum(map(charge, sizes.values()))
+        assert there == said, f"{what} has {there}, says {said}"
+        taken = place.taken_bytes()
+        assert taken is None or taken <= said, f"{what}: du says {taken}, it says {said}"
