@@ -125,7 +125,7 @@ class DirectoryStore:
 
     def names(self) -> Iterator[str]:
         for number in range(256):
-            folder = self._objects / f"{number:02x}"
+            folder = f"{self._objects}/{number:02x}"
             try:
                 found = os.listdir(folder)
             except OSError as error:

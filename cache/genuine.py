@@ -30,7 +30,11 @@ def is_genuine(blobs: BlobStore, kind: CopyKind, digest: Digest, path: Path) -> 
 
 def _holds(path: Path, entries: tuple[Entry, ...]) -> bool:
     """Whether a directory has these entries and nothing else."""
-    there = {os.path.relpath(f"{folder}/{name}", path) for folder, *both in os.walk(path) for name in sum(both, [])}
+    there = {
+        os.path.relpath(f"{folder}/{name}", path)
+        for folder, folders, files in os.walk(path)
+        for name in (*folders, *files)
+    }
     return there == {entry.path for entry in entries} and all(_is(path / entry.path, entry) for entry in entries)
 
 

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from .shelf import charge
 
-MOST_AT_A_HIT = 512
-"""Things in a tree that are looked at on each use: about a millisecond. Of a larger one, its top directory only."""
+MOST_AT_A_HIT = 256
+"""Things in a tree that are looked at on each use: under a millisecond. Of a larger one, its top directory only."""
 
 
 @dataclass(frozen=True, slots=True)

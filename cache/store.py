@@ -74,6 +74,19 @@ class Store(Protocol):
         ...
 
 
+def sizes_of(store: Store) -> Iterator[tuple[str, int]]:
+    """Name and size in bytes of each object, in any order. A store whose list tells sizes has a method `sizes`; others
+    are asked for each object. StoreUnavailable.
+    """
+    if hasattr(store, "sizes"):
+        yield from store.sizes()
+        return
+    for name in store.names():
+        size = store.stat(name)
+        if size is not None:
+            yield name, size
+
+
 def levels(store: Store) -> tuple[Store, ...]:
     """The stores that may each have a copy of an object, the nearest first and the durable one last. Most stores are
     their own only level; one that is made of others names them in `levels`.

@@ -1,4 +1,4 @@
-"""Random faults at every level of the cache: `yardtest.faults.case` says what is done and what must hold.
+"""Faults at every level of the cache: `yardtest.faults.case` says what is done and what must hold.
 
 One case again: `BATCHYARD_FAULT=1234 .venv/bin/pytest tests/chaos/test_cache_faults.py -k one_case` (`1234s` with a
 MinIO).
@@ -10,12 +10,16 @@ import os
 
 import pytest
 
-from yardtest.faults.case import run
+from yardtest.faults.case import run, run_struck
+from yardtest.faults.strike import Kind as StrikeKind
+from yardtest.faults.strike import Strike
 from yardtest.minio import S3Server
 
 AT_ONCE = 50
-OFTEN, RARELY = 460, 9_300
-OFTEN_MINIO, RARELY_MINIO = 40, 700
+OFTEN, RARELY = 470, 8_980
+OFTEN_MINIO, RARELY_MINIO = 30, 520
+STRUCK = (0, 8)
+"""Seeds of cases with a near store."""
 
 
 def run_all(seeds: range, server: S3Server | None = None) -> None:
@@ -27,6 +31,14 @@ def run_all(seeds: range, server: S3Server | None = None) -> None:
         except AssertionError as error:
             failed.append(str(error))
     assert not failed, f"{len(failed)} of {len(seeds)} cases:\n" + "\n".join(failed)
+
+
+def struck_at_each_step(kind: StrikeKind, *, seed: int, every: int) -> None:
+    """Of one script, from the first step to the last."""
+    steps = run_struck(seed, Strike(kind="died", at=1 << 30))
+    assert steps > 60
+    for at in range(0, steps, every):
+        run_struck(seed, Strike(kind=kind, at=at, lasts=2))
 
 
 def in_bites(first: int, count: int) -> list[range]:
@@ -43,6 +55,11 @@ def test_no_wrong_byte_is_served_and_none_leaks_with_stores_in_a_minio(seeds: ra
     run_all(seeds, minio)
 
 
+@pytest.mark.parametrize("kind", ["killed", "died", "full", "broken"])
+def test_a_node_may_be_struck_at_any_step(kind: StrikeKind) -> None:
+    struck_at_each_step(kind, seed=STRUCK[0], every=7)
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("seeds", in_bites(OFTEN, RARELY), ids=str)
 def test_no_wrong_byte_is_served_and_no_byte_leaks_in_thousands_of_cases(seeds: range) -> None:
@@ -55,6 +72,14 @@ def test_no_wrong_byte_is_served_and_none_leaks_in_hundreds_of_cases_with_a_mini
     seeds: range, minio: S3Server
 ) -> None:
     run_all(seeds, minio)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seed", STRUCK)
+@pytest.mark.parametrize("kind", ["killed", "died", "full", "broken"])
+def test_a_node_may_be_struck_at_each_step(kind: StrikeKind, seed: int) -> None:
+    struck_at_each_step(kind, seed=seed, every=1)
 
 
 @pytest.mark.skipif("BATCHYARD_FAULT" not in os.environ, reason="only to look at one case again")

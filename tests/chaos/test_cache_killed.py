@@ -125,9 +125,9 @@ def look_at(top: Path, ring: KeyRing, trees: dict[Digest, dict[str, bytes]]) -> 
         assert os.listdir(folder.root / "trash") == []
         for path in here:
             if path.is_dir():
-                assert content_of(path) == trees["sha256:" + path.name]
+                assert content_of(path) == {ring.name(digest): tree for digest, tree in trees.items()}[path.name]
             else:
-                assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name
+                assert ring.name(f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}") == path.name
     held = {name: store.stat(name) or 0 for name in store.names()}
     assert sum(map(charge, held.values())) == near.held_bytes <= NEAR
     assert os.listdir(top / "near" / "new") == []

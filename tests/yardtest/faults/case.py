@@ -34,10 +34,10 @@ from batchyard.cache.sealed import BlobStore
 from batchyard.cache.tree import fetch_tree, put_tree, remove_tree
 from yardtest.minio import S3Server
 
-from .damage import levels
+from .damage import levels, remember_index
 from .places import PLACES
-from .strike import Kind as StrikeKind
 from .strike import Killed, Steps, Strike
+from .strike import Kind as StrikeKind
 from .world import BLOCK, Content, Contents, Node, World, blob_of, on_disk, parts, write_tree
 
 _CHILD_S = 60.0
@@ -198,8 +198,8 @@ def _script(case: Case, length: int) -> list[Step]:
 def _work(case: Case, script: list[Step], kept: Callable[[Digest], None]) -> None:
     """On the node that is open. kept: hears of each put that has ended."""
     for what, about in script:
-        node = case.node or case.opened()
         try:
+            node = case.node or case.opened()
             if what in ("put", "put tree"):
                 _put(case, node, about)
                 kept(about)
@@ -245,19 +245,21 @@ def _land(case: Case, node: Node, digest: Digest) -> None:
 # -- struck and harmed
 
 
-def _struck(case: Case, strike: Strike, script: list[Step]) -> None:
-    """A node is open after it, if one lives on."""
+def _struck(case: Case, strike: Strike, script: list[Step]) -> int:
+    """A node is open after it, if one lives on. The steps that were taken, as far as anybody knows."""
     case.told.append(f"{strike} in {[what for what, _ in script]}")
     if strike.kind == "killed":
         case.ended()
         _killed(case, strike, script)
-        return
+        return 0
     case.opened()
+    steps = Steps(strike)
     try:
-        with Steps(strike):
+        with steps:
             _work(case, script, case.world.kept)
     except Killed:
         case.ended()
+    return steps.taken
 
 
 def _killed(case: Case, strike: Strike, script: list[Step]) -> None:
@@ -370,21 +372,42 @@ def _made(seed: int, server: S3Server | None) -> Iterator[Case]:
 
 def run(seed: int, server: S3Server | None = None) -> None:
     """AssertionError, with all that was done, if anything does not hold. server: buckets are among the places."""
-    with _made(seed, server) as case:
-        try:
-            _run(case)
-        except Exception as error:
-            done = "\n  ".join(case.told)
-            raise AssertionError(f"seed {seed}: {type(error).__name__} {error}\n  {done}") from error
+    with _made(seed, server) as case, _telling(case):
+        _run(case)
+
+
+def run_struck(seed: int, strike: Strike) -> int:
+    """A case in which nothing but this happens. How many steps it took, unless it was `killed`."""
+    with _made(seed, None) as case, _telling(case):
+        _work(case, _script(case, 12), case.world.kept)
+        taken = _struck(case, strike, _script(case, 12))
+        node = case.opened()
+        node.check_accounts()
+        _read_all(case, node, ways_each=1)
+        _repaired(case, node)
+        _read_all(case, node, ways_each=1)
+        case.opened().check_accounts()
+        return taken
+
+
+@contextmanager
+def _telling(case: Case) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        done = "\n  ".join(case.told)
+        raise AssertionError(f"seed {case.seed}: {type(error).__name__} {error}\n  {done}") from error
 
 
 def _run(case: Case) -> None:
     dice, world = case.dice, case.world
+    case.opened()
     _work(case, _script(case, dice.randrange(3, 10)), world.kept)
+    remember_index(world)
     kind: StrikeKind = dice.choice(["none", "none", "none", "full", "broken", "died", "killed"])
     if kind != "none":
-        strike = Strike(kind=kind, at=int(dice.triangular(0, 120, 0)), lasts=dice.choice([1, 2, 8, 1000]))
-        _struck(case, strike, _script(case, dice.randrange(2, 10)))
+        strike = Strike(kind=kind, at=int(dice.triangular(0, 70, 0)), lasts=dice.choice([1, 2, 8, 1000]))
+        _struck(case, strike, _script(case, dice.randrange(4, 12)))
     if case.node is not None and dice.random() < 0.5:
         case.node.settle()
         case.node.copies.unpin("reader")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable
@@ -299,8 +300,9 @@ def _remove_whole_tree(world: World, dice: random.Random) -> str | None:
 
 def _plant(world: World, dice: random.Random) -> str | None:
     """What looks like the copy of a blob, and has other bytes. A node that runs never looks there."""
-    digest = dice.choice(sorted(world.contents))
-    name = digest.removeprefix("sha256:")
+    if not world.contents:
+        return None
+    name = world.ring.name(dice.choice(sorted(world.contents)))
     where = world.top / dice.choice(["memory", "scratch"]) / "file" / name
     if where.exists():
         return None
@@ -346,6 +348,22 @@ def _index_gone(world: World, dice: random.Random) -> str | None:
     return f"index gone {gone.name[-12:]}"
 
 
+def remember_index(world: World) -> None:
+    """For `_index_old`."""
+    for path in _indexes(world):
+        shutil.copy(path, world.top / f"old-{path.name}")
+
+
+def _index_old(world: World, dice: random.Random) -> str | None:
+    """As it was some time ago."""
+    old = list(world.top.glob("old-*"))
+    for path in _indexes(world):
+        path.unlink()
+    for path in old:
+        shutil.copy(path, world.top / "scratch" / path.name.removeprefix("old-"))
+    return f"index {len(old)} old files"
+
+
 def _index_lies(world: World, dice: random.Random) -> str | None:
     """Sound as a file, and with a value in it that is not so."""
     for path in (world.top / "scratch").glob("index-*.sqlite"):
@@ -376,5 +394,5 @@ def levels(world: World, *, running: bool) -> dict[str, list[Harm]]:
         found["near"] = [_to_objects(change, durable=False) for change in CHANGES]
     if not running:
         found["copies"].append(_plant)
-        found["index"] = [_index_bytes, _index_cut, _index_gone, _index_lies]
+        found["index"] = [_index_bytes, _index_cut, _index_gone, _index_old, _index_lies]
     return found

@@ -1,6 +1,6 @@
 """What goes wrong under a process that works: its disk is full or fails, or it dies, at the nth step that it takes.
 
-A step is a call that changes a disk, a change of the index, or a request to a bucket. They are counted over all threads.
+A step is a call that changes a disk, a change of the index, or a request to a bucket; all threads take them.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Steps:
         if self._strike.kind == "none":
             return self
         enter = self._stack.enter_context
-        enter(mock.patch.object(threading, "excepthook", lambda told: None))
+        enter(mock.patch.object(threading, "excepthook"))
         for name in _CHANGES:
             enter(mock.patch.object(os, name, self._stepping(name, getattr(os, name))))
         enter(mock.patch.object(Index, "_write", self._stepping("index", Index._write)))

@@ -43,7 +43,9 @@ Content: TypeAlias = bytes | Mapping[str, Leaf]
 def blob_of(content: Content) -> Blob:
     if isinstance(content, bytes):
         return Blob(digest=digest_of(content), size=len(content))
-    manifest = encode([_entry(path, leaf) for path, leaf in content.items()] + [Directory(path=p) for p in folders(content)])
+    manifest = encode(
+        [_entry(path, leaf) for path, leaf in content.items()] + [Directory(path=p) for p in folders(content)]
+    )
     return Blob(digest=digest_of(manifest), size=len(manifest), kind="tree")
 
 
