@@ -50,9 +50,9 @@ class Objects:
 
     def sealed_anew(self, name: str, ring: KeyRing) -> bytes | None:
         """The same blob under another seal."""
-        for digest, content in self.world.plain().items():
+        for digest, data in self.world.objects().items():
             if self.world.ring.name(digest) == name:
-                return ring.seal_stream(io.BytesIO(content), digest, len(content)).read()
+                return ring.seal_stream(io.BytesIO(data), digest, len(data)).read()
         return None
 
 
@@ -300,9 +300,9 @@ def _remove_whole_tree(world: World, dice: random.Random) -> str | None:
 
 def _plant(world: World, dice: random.Random) -> str | None:
     """What looks like the copy of a blob, and has other bytes. A node that runs never looks there."""
-    if not world.contents:
+    if not world.known:
         return None
-    name = world.ring.name(dice.choice(sorted(world.contents)))
+    name = world.ring.name(dice.choice(sorted(world.known)))
     where = world.top / dice.choice(["memory", "scratch"]) / "file" / name
     if where.exists():
         return None

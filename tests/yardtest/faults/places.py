@@ -30,12 +30,8 @@ class Place(Protocol):
 
     def remove(self, name: str) -> None: ...
 
-    def sizes(self) -> dict[str, int]:
-        """Bytes of each object by its name."""
-        ...
-
-    def taken_bytes(self) -> int | None:
-        """What they take as `du` counts it; None where that cannot be asked."""
+    def there(self) -> dict[str, tuple[int, int]]:
+        """By name each object's bytes, and what it takes as `du` counts it; 0 where that cannot be asked."""
         ...
 
     def beside(self) -> list[str]:
@@ -67,11 +63,9 @@ class FolderPlace:
     def remove(self, name: str) -> None:
         self._place(name).unlink()
 
-    def sizes(self) -> dict[str, int]:
-        return {name: os.lstat(self._place(name)).st_size for name in self.names()}
-
-    def taken_bytes(self) -> int:
-        return sum(os.lstat(self._place(name)).st_blocks * 512 for name in self.names())
+    def there(self) -> dict[str, tuple[int, int]]:
+        looks = {name: os.lstat(self._place(name)) for name in self.names()}
+        return {name: (look.st_size, look.st_blocks * 512) for name, look in looks.items()}
 
     def beside(self) -> list[str]:
         return os.listdir(self._path / "new")
@@ -111,11 +105,8 @@ class BucketPlace:
     def remove(self, name: str) -> None:
         self._client.remove_object(self._bucket, name)
 
-    def sizes(self) -> dict[str, int]:
-        return {str(found.object_name): found.size or 0 for found in self._client.list_objects(self._bucket)}
-
-    def taken_bytes(self) -> None:
-        return None
+    def there(self) -> dict[str, tuple[int, int]]:
+        return {str(found.object_name): (found.size or 0, 0) for found in self._client.list_objects(self._bucket)}
 
     def beside(self) -> list[str]:
         return [str(upload.object_name) for upload in self._client._list_multipart_uploads(self._bucket).uploads]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +16,12 @@ from batchyard.cache.copies import LocalCopies
 from batchyard.cache.digest import Blob, Digest, digest_of
 from batchyard.cache.folder import Folder, charge_of
 from batchyard.cache.index import Index
-from batchyard.cache.manifest import Directory, File, Symlink, encode
+from batchyard.cache.memory import MemoryStore
 from batchyard.cache.sealed import BlobStore
 from batchyard.cache.shelf import charge
-from batchyard.cache.store import Store
+from batchyard.cache.store import Store, sizes_of
 from batchyard.cache.tiered import Tiered
+from batchyard.cache.tree import put_tree, read_tree
 
 from .places import Place
 
@@ -38,21 +40,6 @@ class Leaf:
 
 
 Content: TypeAlias = bytes | Mapping[str, Leaf]
-
-
-def blob_of(content: Content) -> Blob:
-    if isinstance(content, bytes):
-        return Blob(digest=digest_of(content), size=len(content))
-    manifest = encode(
-        [_entry(path, leaf) for path, leaf in content.items()] + [Directory(path=p) for p in folders(content)]
-    )
-    return Blob(digest=digest_of(manifest), size=len(manifest), kind="tree")
-
-
-def _entry(path: str, leaf: Leaf) -> File | Symlink:
-    if leaf.target is not None:
-        return Symlink(path=path, target=leaf.target)
-    return File(path=path, digest=digest_of(leaf.data), size=len(leaf.data), executable=leaf.executable)
 
 
 def folders(tree: Mapping[str, Leaf]) -> set[str]:
@@ -109,6 +96,15 @@ class Contents:
         return tree
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A blob as it must be. objects: all that it needs in a store, itself too, by digest."""
+
+    blob: Blob
+    content: Content
+    objects: Mapping[Digest, bytes]
+
+
 @dataclass(slots=True)
 class World:
     """doubted: digests whose object in the durable store was harmed, or of which no put has ended: a clear refusal is
@@ -122,61 +118,47 @@ class World:
     memory_bytes: int
     scratch_bytes: int
     near_bytes: int
-    contents: dict[Digest, Content] = field(default_factory=dict)
+    known: dict[Digest, Known] = field(default_factory=dict)
     doubted: set[Digest] = field(default_factory=set)
-    all_trees_doubted: bool = False
 
     def add(self, content: Content) -> Digest:
         """Doubted until it is `kept`."""
-        digest = blob_of(content).digest
-        if digest not in self.contents:
-            self.contents[digest] = content
-            self.doubted.add(digest)
-            for part in parts(content):
-                if part not in self.contents:
-                    self.doubted.add(part)
-        return digest
+        new = self._known(content)
+        if new.blob.digest not in self.known:
+            self.doubted |= new.objects.keys() - self.objects().keys()
+            self.known[new.blob.digest] = new
+        return new.blob.digest
+
+    def _known(self, content: Content) -> Known:
+        """By putting it elsewhere."""
+        if isinstance(content, bytes):
+            digest = digest_of(content)
+            return Known(Blob(digest=digest, size=len(content)), content, {digest: content})
+        elsewhere = BlobStore(MemoryStore(), self.ring)
+        source = self.top / f"in-{secrets.token_hex(8)}"
+        write_tree(content, source)
+        blob = put_tree(elsewhere, source)
+        digests = [blob.digest, *read_tree(elsewhere, blob.digest).blobs]
+        return Known(blob, content, {digest: elsewhere.read_bytes(digest, 1 << 24) for digest in digests})
+
+    def objects(self) -> dict[Digest, bytes]:
+        """All that may lie in a store."""
+        return {digest: data for known in self.known.values() for digest, data in known.objects.items()}
 
     def kept(self, digest: Digest) -> None:
-        self.doubted -= {digest, *parts(self.contents[digest])}
-
-    def plain(self) -> dict[Digest, bytes]:
-        """The files among the contents, and those in trees."""
-        found: dict[Digest, bytes] = {}
-        for digest, content in self.contents.items():
-            if isinstance(content, bytes):
-                found[digest] = content
-            else:
-                found.update({digest_of(leaf.data): leaf.data for leaf in content.values() if leaf.target is None})
-        return found
+        self.doubted -= self.known[digest].objects.keys()
 
     def doubt(self, name: str) -> None:
         """Something was done to this object of the durable store."""
-        found = {digest for digest in {*self.contents, *self.plain()} if self.ring.name(digest) == name}
-        self.doubted |= found
-        self.all_trees_doubted |= not found
+        self.doubted |= {digest for digest in self.objects() if self.ring.name(digest) == name}
 
     def may_be_refused(self, digest: Digest) -> bool:
-        content = self.contents[digest]
-        if not isinstance(content, bytes) and self.all_trees_doubted:
-            return True
-        return not self.doubted.isdisjoint({digest, *parts(content)})
-
-    def sure(self) -> None:
-        """All was put again."""
-        self.doubted.clear()
-        self.all_trees_doubted = False
+        return not self.doubted.isdisjoint(self.known[digest].objects)
 
     def close(self) -> None:
         self.far.close()
         if self.near is not None:
             self.near.close()
-
-
-def parts(content: Content) -> set[Digest]:
-    if isinstance(content, bytes):
-        return set()
-    return {digest_of(leaf.data) for leaf in content.values() if leaf.target is None}
 
 
 class Node:
@@ -231,17 +213,18 @@ class Node:
             taken = sum(os.lstat(p).st_blocks * 512 for path in copies for p in (path, *path.rglob("*")))
             assert taken <= counted, f"{folder.place}: du says {taken}, it says {counted}"
         if self._world.near is not None and self.bounded is not None:
-            self._check_place(self._world.near, self.bounded, self.bounded.held_bytes, "near")
-            assert self.bounded.held_bytes <= self._world.near_bytes
-        listed = sum(charge(self.far.stat(name) or 0) for name in self.far.names())
-        self._check_place(self._world.far, self.far, listed, "far")
+            said = self.bounded.held_bytes
+            _check_place(self._world.near, dict.fromkeys(self.bounded.names(), 0), said, "near")
+            assert said <= self._world.near_bytes
+        listed = {name: charge(size) for name, size in sizes_of(self.far)}
+        _check_place(self._world.far, listed, sum(listed.values()), "far")
 
-    @staticmethod
-    def _check_place(place: Place, store: Store, said: int, what: str) -> None:
-        assert place.beside() == [], f"{what} has unfinished objects"
-        sizes = place.sizes()
-        assert set(store.names()) == set(sizes)
-        there = sum(map(charge, sizes.values()))
-        assert there == said, f"{what} has {there}, says {said}"
-        taken = place.taken_bytes()
-        assert taken is None or taken <= said, f"{what}: du says {taken}, it says {said}"
+
+def _check_place(place: Place, listed: Mapping[str, int], said: int, what: str) -> None:
+    assert place.beside() == [], f"{what} has unfinished objects"
+    there = place.there()
+    assert set(listed) == set(there), f"{what} lists {set(listed)}, has {set(there)}"
+    counted = sum(charge(size) for size, _ in there.values())
+    assert counted == said, f"{what} has {counted}, says {said}"
+    taken = sum(taken for _, taken in there.values())
+    assert taken <= said, f"{what}: du says {taken}, it says {said}"
