@@ -102,7 +102,12 @@ class DirectoryStore:
             raise NotFound(f"object {name} is not in the store") from None
         except OSError as error:
             raise StoreUnavailable(f"cannot read {path}: {error.strerror}") from error
-        with io.FileIO(fd) as file:
+        try:
+            file = io.FileIO(fd)
+        except OSError as error:  # a directory
+            os.close(fd)
+            raise StoreUnavailable(f"cannot read {path}: {error.strerror}") from error
+        with file:
             yield _ObjectFile(file, path)
 
     def stat(self, name: str) -> int | None:

@@ -2,7 +2,8 @@
 
 A stamp is made of inode, size, mode and times. A file system sets a file's ctime by itself at each change, of the bytes
 as of all else, and lets nobody set it back: so what has its stamp still has the bytes that were verified when it was
-made. What this cannot see is a disk that gives other bytes than were written to it.
+made. What this cannot see is a disk that gives other bytes than were written to it, and, on file systems whose clock
+ticks slowly, a change in the few milliseconds after the copy was made.
 
     file    1:<hash>
     tree    <things in it>:<hash of the directory itself>:<hash of all in it>

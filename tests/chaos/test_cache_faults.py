@@ -16,8 +16,8 @@ from yardtest.faults.strike import Strike
 from yardtest.minio import S3Server
 
 AT_ONCE = 50
-OFTEN, RARELY = 470, 8_980
-OFTEN_MINIO, RARELY_MINIO = 30, 520
+OFTEN, RARELY = 430, 9_000
+OFTEN_MINIO, RARELY_MINIO = 30, 540
 STRUCK = (0, 8)
 """Seeds of cases with a near store."""
 
@@ -57,7 +57,7 @@ def test_no_wrong_byte_is_served_and_none_leaks_with_stores_in_a_minio(seeds: ra
 
 @pytest.mark.parametrize("kind", ["killed", "died", "full", "broken"])
 def test_a_node_may_be_struck_at_any_step(kind: StrikeKind) -> None:
-    struck_at_each_step(kind, seed=STRUCK[0], every=7)
+    struck_at_each_step(kind, seed=STRUCK[0], every=11)
 
 
 @pytest.mark.full

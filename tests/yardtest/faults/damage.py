@@ -252,7 +252,7 @@ def _to_copies(change: CopyChange) -> Harm:
         if not every:
             return None
         path = dice.choice(every)
-        _tick()
+        tick()
         change(path, every, dice)
         return f"copies {change.__name__} {path.relative_to(world.top)}"
 
@@ -269,7 +269,7 @@ def files_of_copies(world: World) -> list[Path]:
     ]
 
 
-def _tick() -> None:
+def tick() -> None:
     """Until the clock of file times has moved on: what happens within one tick of it has one time."""
     began = time.clock_gettime_ns(_COARSE)
     while time.clock_gettime_ns(_COARSE) == began:
@@ -281,7 +281,7 @@ def _swap_whole_trees(world: World, dice: random.Random) -> str | None:
     if len(trees) < 2:
         return None
     one, two = dice.sample(trees, 2)
-    _tick()
+    tick()
     between = one.with_name("x")
     os.rename(one, between)
     os.rename(two, one)
