@@ -17,8 +17,8 @@ from .tree import read_tree
 
 
 def is_genuine(blobs: BlobStore, kind: CopyKind, digest: Digest, path: Path) -> bool:
-    """By reading all of it. False also of a directory that no manifest in the store describes, and of what was unpacked.
-    StoreUnavailable.
+    """By reading all of it. False also of what was unpacked, and of a directory that no manifest in the store has in
+    it. StoreUnavailable.
     """
     try:
         if kind == "file":

@@ -46,6 +46,7 @@ class Held:
         self.folders = tuple(folders)
         self._index = index
         self._pins = Pins(index.pins())
+        self._aside: dict[str, list[Path | None]] = {}
         self._used = 0
         self._counts = CopyCounts()
         self._recall()
@@ -107,6 +108,9 @@ class Held:
             for owner in gone:
                 self._pins.drop(owner)
             self._index.unpin(gone)
+            over = [self._aside.pop(key) for key in list(self._aside) if key not in self._pins]
+        for trash in over:
+            self.folders[0].remove(trash)
 
     def owners(self) -> set[str]:
         with self.guard:
@@ -169,7 +173,9 @@ class Held:
                 self._index.save(LEVEL, folder.place, entry, stamped=True)
 
     def drop_doubtful(self, key: str) -> None:
-        """A copy that is not what it should be, pinned or not; fine if there is none."""
+        """A copy that is not what it should be takes no name and no room any more; fine if there is none. What running
+        jobs have mounted is removed once nobody has it pinned.
+        """
         with self.guard:
             found = self.doubtful(key)
             if found is None:
@@ -177,6 +183,9 @@ class Held:
             folder, _ = found
             trash = folder.discard(key)
             self._forget(folder, key)
+            if key in self._pins:
+                self._aside.setdefault(key, []).append(trash)
+                return
         folder.remove([trash])
 
     def settle(self, folder: Folder, entry: Entry, owner: str) -> None:

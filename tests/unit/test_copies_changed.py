@@ -94,6 +94,24 @@ def test_a_tree_with_other_bytes_in_it_is_fetched_again(
     assert copies.counts.held_bytes == 2 * BLOCK
 
 
+def test_what_jobs_have_mounted_stays_until_they_have_ended(
+    start: Callable[[], LocalCopies], tree: Blob, tmp_path: Path
+) -> None:
+    copies = start()
+    path = copies.stage(tree, "one").path
+    mounted = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        spoil(path / "a")
+        copies.stage(tree, "two")
+        copies.unpin("two")
+        assert os.listdir(mounted) == ["a"]
+        copies.unpin("one")
+        assert os.listdir(mounted) == []
+        assert os.listdir(tmp_path / "scratch" / "trash") == []
+    finally:
+        os.close(mounted)
+
+
 def test_what_was_only_touched_is_read_once_and_not_fetched(
     start: Callable[[], LocalCopies], file: Blob, tree: Blob, store: Counted
 ) -> None:

@@ -40,7 +40,7 @@ from .damage import levels, remember_index
 from .places import PLACES
 from .strike import Killed, Steps, Strike
 from .strike import Kind as StrikeKind
-from .world import BLOCK, Content, Contents, Node, World, on_disk, write_tree
+from .world import BLOCK, Content, Contents, Known, Node, World, on_disk, write_tree
 
 _CHILD_S = 60.0
 _TRIES = 3
@@ -123,12 +123,25 @@ def _gathered(case: Case, node: Node, digest: Digest) -> Content:
     return on_disk(path / "t" if blob.kind == "file" else path)
 
 
+def _unpacked(case: Case, node: Node, digest: Digest) -> Content:
+    return on_disk(node.copies.unpack(digest, "reader").path)
+
+
 FILE_WAYS: tuple[Way, ...] = (_staged, _staged_bare, _found, _fetched, _read, _streamed, _gathered)
 TREE_WAYS: tuple[Way, ...] = (_staged, _staged_bare, _found, _tree_fetched, _gathered)
 
 
-def _ways(content: Content) -> tuple[Way, ...]:
-    return FILE_WAYS if isinstance(content, bytes) else TREE_WAYS
+def _ways(known: Known) -> tuple[Way, ...]:
+    if known.blob.kind == "tree":
+        return TREE_WAYS
+    return FILE_WAYS if known.unpacked is None else (_unpacked, *FILE_WAYS)
+
+
+def _right(case: Case, node: Node, digest: Digest, way: Way) -> None:
+    """AssertionError: wrong bytes."""
+    known = case.world.known[digest]
+    got = way(case, node, digest)
+    assert got == (known.unpacked if way is _unpacked else known.content), f"WRONG BYTES by {way.__name__} of {digest}"
 
 
 def _tried(case: Case, node: Node, digest: Digest, way: Way) -> BatchyardError | None:
@@ -136,14 +149,12 @@ def _tried(case: Case, node: Node, digest: Digest, way: Way) -> BatchyardError |
     last: BatchyardError | None = None
     for _ in range(_TRIES):
         try:
-            got = way(case, node, digest)
+            _right(case, node, digest, way)
+            return None
         except BatchyardError as error:
             last = error
             if not isinstance(error, Retryable):
                 break
-        else:
-            assert got == case.world.known[digest].content, f"WRONG BYTES by {way.__name__} of {digest}"
-            return None
         finally:
             node.copies.unpin("reader")
             node.settle()
@@ -157,7 +168,7 @@ def _read_all(case: Case, node: Node, *, ways_each: int) -> dict[Digest, Batchya
     order = sorted(case.world.known)
     case.dice.shuffle(order)
     for digest in order:
-        for way in case.dice.sample(_ways(case.world.known[digest].content), ways_each):
+        for way in case.dice.sample(_ways(case.world.known[digest]), ways_each):
             error = _tried(case, node, digest, way)
             if error is None:
                 continue
@@ -181,14 +192,14 @@ def _script(case: Case, length: int) -> list[Step]:
         known = sorted(case.world.known)
         what = dice.choice(["put", "put", "put tree", "stage", "stage", "stage", "read", "unpin", "land", "reopen"])
         if what == "put":
-            script.append((what, case.world.add(case.fresh.file())))
+            script.append((what, case.world.add(dice.choice([case.fresh.file, case.fresh.file, case.fresh.archive])())))
         elif what == "put tree":
             script.append((what, case.world.add(case.fresh.tree())))
         elif what == "land":
             script.append((what, case.world.add(dice.choice([case.fresh.file, case.fresh.tree])())))
         elif what in ("stage", "read") and known:
             digest = dice.choice(known)
-            ways = _ways(case.world.known[digest].content)
+            ways = _ways(case.world.known[digest])
             script.append(("read", (digest, dice.choice(ways[:2] if what == "stage" else ways), dice.choice("ab"))))
         elif what == "unpin":
             script.append((what, dice.choice("ab")))
@@ -210,7 +221,7 @@ def _work(case: Case, script: list[Step], kept: Callable[[Digest], None]) -> Non
             elif what == "read":
                 digest, way, owner = about
                 with suppress(BatchyardError):
-                    assert way(case, node, digest) == case.world.known[digest].content, f"WRONG BYTES by {way.__name__}"
+                    _right(case, node, digest, way)
                 if owner == "a":
                     node.copies.unpin("reader")
             elif what == "unpin":

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from batchyard.broker.seal import KeyRing
+from batchyard.cache.folder import KINDS
 from batchyard.cache.tree import remove_tree
 
 from .places import Place
@@ -263,7 +264,7 @@ def files_of_copies(world: World) -> list[Path]:
     return [
         found
         for folder in ("memory", "scratch")
-        for kind in ("file", "tree")
+        for kind in KINDS
         for found in sorted((world.top / folder / kind).rglob("*"))
         if found.is_file() and not found.is_symlink()
     ]

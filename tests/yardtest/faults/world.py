@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import secrets
+import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +16,7 @@ from batchyard.broker.seal import KeyRing
 from batchyard.cache.bounded import Bounded
 from batchyard.cache.copies import LocalCopies
 from batchyard.cache.digest import Blob, Digest, digest_of
-from batchyard.cache.folder import Folder, charge_of
+from batchyard.cache.folder import KINDS, Folder, charge_of
 from batchyard.cache.index import Index
 from batchyard.cache.memory import MemoryStore
 from batchyard.cache.sealed import BlobStore
@@ -27,7 +29,7 @@ from .places import Place
 
 BLOCK = 4096
 _mkdir, _chmod, _symlink = os.mkdir, os.chmod, os.symlink  # not struck: they are no part of what is tested
-_OWN = {"lock", "boot", "file", "tree", "trash"}
+_OWN = {"lock", "boot", *KINDS, "trash"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,35 @@ def on_disk(path: Path) -> Content:
     return found
 
 
+def archive_of(tree: Mapping[str, Leaf]) -> bytes:
+    """As a tar."""
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as tar:
+        for path, leaf in tree.items():
+            member = tarfile.TarInfo(path)
+            member.mode = 0o755 if leaf.executable else 0o644
+            if leaf.target is not None:
+                member.type, member.linkname = tarfile.SYMTYPE, leaf.target
+            member.size = len(leaf.data)
+            tar.addfile(member, io.BytesIO(leaf.data))
+    return made.getvalue()
+
+
+def unpacked_of(data: bytes) -> Content | None:
+    """None: it is no archive of ours."""
+    if data[257:262] != b"ustar":
+        return None
+    found: dict[str, Leaf] = {}
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        for member in tar:
+            body = tar.extractfile(member) if member.isreg() else None
+            if body is None:
+                found[member.name] = Leaf(target=member.linkname)
+            else:
+                found[member.name] = Leaf(data=body.read(), executable=bool(member.mode & 0o111))
+    return found
+
+
 class Contents:
     """Contents of random size around the edges of a chunk and a block."""
 
@@ -88,6 +119,9 @@ class Contents:
     def file(self) -> bytes:
         return self._dice.randbytes(self._dice.choice(self._sizes))
 
+    def archive(self) -> bytes:
+        return archive_of(self.tree())
+
     def tree(self) -> dict[str, Leaf]:
         paths = self._dice.sample(["a", "b", "sub/a", "sub/b", "sub/deep/c", "z"], self._dice.randrange(5))
         tree = {path: Leaf(data=self.file(), executable=self._dice.random() < 0.3) for path in paths}
@@ -98,11 +132,14 @@ class Contents:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A blob as it must be. objects: all that it needs in a store, itself too, by digest."""
+    """A blob as it must be. objects: all that it needs in a store, itself too, by digest. unpacked: of an archive, what
+    is in it.
+    """
 
     blob: Blob
     content: Content
     objects: Mapping[Digest, bytes]
+    unpacked: Content | None = None
 
 
 @dataclass(slots=True)
@@ -133,7 +170,7 @@ class World:
         """By putting it elsewhere."""
         if isinstance(content, bytes):
             digest = digest_of(content)
-            return Known(Blob(digest=digest, size=len(content)), content, {digest: content})
+            return Known(Blob(digest=digest, size=len(content)), content, {digest: content}, unpacked_of(content))
         elsewhere = BlobStore(MemoryStore(), self.ring)
         source = self.top / f"in-{secrets.token_hex(8)}"
         write_tree(content, source)
@@ -206,7 +243,7 @@ class Node:
             strange = {name for name in os.listdir(folder.root) if name not in _OWN and not name.startswith("index-")}
             assert not strange, f"{folder.root} has {strange}"
             assert os.listdir(folder.root / "trash") == []
-            copies = [path for kind in ("file", "tree") for path in (folder.root / kind).iterdir()]
+            copies = [path for kind in KINDS for path in (folder.root / kind).iterdir()]
             counted = sum(map(charge_of, copies))
             assert counted == folder.shelf.held_bytes, f"{folder.place} has {counted}, says {folder.shelf.held_bytes}"
             assert folder.shelf.held_bytes <= folder.shelf.limit_bytes
