@@ -192,11 +192,12 @@ def _script(case: Case, length: int) -> list[Step]:
         known = sorted(case.world.known)
         what = dice.choice(["put", "put", "put tree", "stage", "stage", "stage", "read", "unpin", "land", "reopen"])
         if what == "put":
-            script.append((what, case.world.add(dice.choice([case.fresh.file, case.fresh.file, case.fresh.archive])())))
+            content = case.fresh.archive() if dice.random() < 0.3 else case.fresh.file()
+            script.append((what, case.world.add(content)))
         elif what == "put tree":
             script.append((what, case.world.add(case.fresh.tree())))
         elif what == "land":
-            script.append((what, case.world.add(dice.choice([case.fresh.file, case.fresh.tree])())))
+            script.append((what, case.world.add(case.fresh.tree() if dice.random() < 0.5 else case.fresh.file())))
         elif what in ("stage", "read") and known:
             digest = dice.choice(known)
             ways = _ways(case.world.known[digest])

@@ -146,7 +146,7 @@ CopyChange: TypeAlias = Callable[[Path, list[Path], random.Random], None]
 """Of a file that is a copy or is in one. The list: all such files."""
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Path, data: bytes | bytearray) -> None:
     """Into the file that is there, which keeps its mode."""
     mode = path.stat().st_mode
     path.chmod(0o600)
