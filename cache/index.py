@@ -26,6 +26,7 @@ CREATE TABLE IF NOT EXISTS entries (
 CREATE TABLE IF NOT EXISTS stamps (level TEXT, key TEXT, stamp TEXT, PRIMARY KEY (level, key)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS pins (owner TEXT, key TEXT, PRIMARY KEY (owner, key)) WITHOUT ROWID;
 """
+_BROKEN = (sqlite3.Error, UnicodeDecodeError)  # the latter of a message that quotes the file
 _MOST_USED = 1 << 62
 _SAVE = "INSERT OR REPLACE INTO entries (level, key, place, bytes, used) VALUES (?, ?, ?, ?, ?)"
 _STAMP = "INSERT OR REPLACE INTO stamps (level, key, stamp) VALUES (?, ?, ?)"
@@ -57,7 +58,7 @@ class Index:
     def _open(self) -> sqlite3.Connection:
         try:
             return self._connect(str(self._path))
-        except sqlite3.Error as error:
+        except _BROKEN as error:
             log.warning("%s is damaged and made anew: %s", self._path, error)
         self.is_new = True
         for tail in ("", "-wal", "-shm"):
@@ -65,7 +66,7 @@ class Index:
                 self._path.with_name(self._path.name + tail).unlink()
         try:
             return self._connect(str(self._path))
-        except sqlite3.Error as error:
+        except _BROKEN as error:
             log.warning("%s cannot be kept, so the next start will not know what was used last: %s", self._path, error)
             return self._connect(":memory:")
 
@@ -107,7 +108,7 @@ class Index:
         with self._lock:
             try:
                 return self._db.execute(query, values).fetchall()
-            except sqlite3.Error as error:
+            except _BROKEN as error:
                 self._failed(error)
                 return []
 
@@ -149,12 +150,12 @@ class Index:
                         self._db.execute(statement, row)
                 self._db.execute("COMMIT")
                 self._failing = False
-            except sqlite3.Error as error:
-                with suppress(sqlite3.Error):
+            except _BROKEN as error:
+                with suppress(*_BROKEN):
                     self._db.execute("ROLLBACK")
                 self._failed(error)
 
-    def _failed(self, error: sqlite3.Error) -> None:
+    def _failed(self, error: Exception) -> None:
         """Once until it works again."""
         if not self._failing:
             log.warning("%s does not work, so the next start may not know what was used last: %s", self._path, error)

@@ -37,7 +37,7 @@ from batchyard.cache.tree import fetch_tree, put_tree, remove_tree
 from yardtest.minio import S3Server
 
 from .damage import levels, remember_index
-from .places import PLACES
+from .places import PLACES, FolderPlace
 from .strike import Killed, Steps, Strike
 from .strike import Kind as StrikeKind
 from .world import BLOCK, Content, Contents, Known, Node, World, on_disk, write_tree
@@ -364,12 +364,15 @@ def _made(seed: int, server: S3Server | None) -> Iterator[Case]:
         ring=KeyRing.new(),
         far=PLACES[far](top / "far", server),
         near=PLACES[near](top / "near", server) if near else None,
+        peer=FolderPlace(top / "peer", None) if near and dice.random() < 0.4 else None,
         memory_bytes=BLOCK * dice.choice([1, 6, 40]),
         scratch_bytes=BLOCK * dice.choice([34, 60, 200]),
         near_bytes=BLOCK * dice.choice([8, 20, 300]),
     )
     case = Case(seed=seed, dice=dice, world=world, fresh=Contents(dice, chunk))
-    case.told.append(f"far {far}, near {near or 'none'}, chunks of {chunk}")
+    if world.peer is not None:
+        world.peer.open(near=True)
+    case.told.append(f"far {far}, near {near or 'none'}, {'a' if world.peer else 'no'} peer, chunks of {chunk}")
 
     def seal_stream(ring: KeyRing, reader: Readable, digest: Digest, size: int, **_: object) -> Any:
         return _seal_stream(ring, reader, digest, size, chunk_bytes=chunk)
@@ -420,6 +423,7 @@ def _run(case: Case) -> None:
     case.opened()
     _work(case, _script(case, dice.randrange(3, 10)), world.kept)
     remember_index(world)
+    world.visit(dice)
     kind: StrikeKind = dice.choice(["none", "none", "none", "full", "broken", "died", "killed"])
     if kind != "none":
         strike = Strike(kind=kind, at=int(dice.triangular(0, 70, 0)), lasts=dice.choice([1, 2, 8, 1000]))

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from batchyard.broker.seal import KeyRing
 from batchyard.cache.folder import KINDS
@@ -126,16 +126,16 @@ CHANGES: tuple[Change, ...] = (
 )  # fmt: skip
 
 
-def _to_objects(change: Change, *, durable: bool) -> Harm:
+def _to_objects(change: Change, level: Literal["far", "near", "peer"]) -> Harm:
     def harm(world: World, dice: random.Random) -> str | None:
-        place = world.far if durable else world.near
+        place: Place | None = getattr(world, level)
         names = place.names() if place is not None else []
         if place is None or not names:
             return None
         name = dice.choice(names)
         if data := place.read(name):
-            change(Objects(world, place, durable), name, data, dice)
-        return f"{'far' if durable else 'near'} {change.__name__} {name[:8]}"
+            change(Objects(world, place, level == "far"), name, data, dice)
+        return f"{level} {change.__name__} {name[:8]}"
 
     return harm
 
@@ -388,11 +388,13 @@ def _index_lies(world: World, dice: random.Random) -> str | None:
 def levels(world: World, *, running: bool) -> dict[str, list[Harm]]:
     """What may be done, by level. running: to a node that does."""
     found: dict[str, list[Harm]] = {
-        "far": [_to_objects(change, durable=True) for change in CHANGES],
+        "far": [_to_objects(change, "far") for change in CHANGES],
         "copies": [*map(_to_copies, COPY_CHANGES), _swap_whole_trees, _remove_whole_tree],
     }
     if world.near is not None:
-        found["near"] = [_to_objects(change, durable=False) for change in CHANGES]
+        found["near"] = [_to_objects(change, "near") for change in CHANGES]
+    if world.peer is not None:
+        found["peer"] = [_to_objects(change, "peer") for change in CHANGES]
     if not running:
         found["copies"].append(_plant)
         found["index"] = [_index_bytes, _index_cut, _index_gone, _index_old, _index_lies]

@@ -5,11 +5,15 @@ from __future__ import annotations
 import io
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import urllib3
+
+from batchyard.broker.hints import Peer, Sought
 from batchyard.cache.disk import DirectoryStore
+from batchyard.cache.peers import Transfer
 from batchyard.cache.s3 import S3Store
 from batchyard.cache.store import Store
 from yardtest.minio import S3Server
@@ -119,3 +123,33 @@ class BucketPlace:
 
 PLACES: Mapping[str, Callable[[Path, S3Server | None], Place]] = {"folder": FolderPlace, "bucket": BucketPlace}
 """By kind; a new kind of store is one more entry."""
+
+
+class Neighbour:
+    """Another node: what is in its near store, and what nodes have told each other of it."""
+
+    _NODE = Peer(node="neighbour", address="127.0.0.1:1")
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._dropped: set[str] = set()
+
+    def seek(self, name: str, *, without: Iterable[str] = ()) -> Sought:
+        has = name in self._place.names() and name not in self._dropped and self._NODE.node not in without
+        return Sought(peers=(self._NODE,) if has else ())
+
+    def ask(self, peer: Peer, name: str) -> Transfer:
+        data = self._place.read(name)
+        return Transfer(peer, urllib3.HTTPResponse(io.BytesIO(data), preload_content=False), len(data))
+
+    def fly(self, name: str) -> bool:
+        return True
+
+    def land(self, names: Sequence[str]) -> None:
+        pass
+
+    def drop(self, names: Sequence[str], node: str | None = None) -> None:
+        self._dropped.update(names)
+
+    def forget(self, name: str) -> None:
+        self._dropped.add(name)

@@ -19,13 +19,14 @@ from batchyard.cache.digest import Blob, Digest, digest_of
 from batchyard.cache.folder import KINDS, Folder, charge_of
 from batchyard.cache.index import Index
 from batchyard.cache.memory import MemoryStore
+from batchyard.cache.peered import Peered
 from batchyard.cache.sealed import BlobStore
 from batchyard.cache.shelf import charge
 from batchyard.cache.store import Store, sizes_of
 from batchyard.cache.tiered import Tiered
 from batchyard.cache.tree import put_tree, read_tree
 
-from .places import Place
+from .places import Neighbour, Place
 
 BLOCK = 4096
 _mkdir, _chmod, _symlink = os.mkdir, os.chmod, os.symlink  # not struck: they are no part of what is tested
@@ -152,6 +153,7 @@ class World:
     ring: KeyRing
     far: Place
     near: Place | None
+    peer: Place | None
     memory_bytes: int
     scratch_bytes: int
     near_bytes: int
@@ -192,6 +194,13 @@ class World:
     def may_be_refused(self, digest: Digest) -> bool:
         return not self.doubted.isdisjoint(self.known[digest].objects)
 
+    def visit(self, dice: random.Random) -> None:
+        """The neighbour reads some of what is there."""
+        if self.peer is not None:
+            for name in self.far.names():
+                if dice.random() < 0.6:
+                    self.peer.write(name, self.far.read(name))
+
     def close(self) -> None:
         self.far.close()
         if self.near is not None:
@@ -215,7 +224,11 @@ class Node:
             if world.near is not None:
                 self.bounded = Bounded(world.near.open(near=True), self.index, world.near_bytes)
                 self.bounded.count()
-                self.store = self.tiered = Tiered(self.bounded, self.far)
+                far = self.far
+                if world.peer is not None:
+                    neighbour = Neighbour(world.peer)
+                    far = Peered(self.far, neighbour, neighbour)
+                self.store = self.tiered = Tiered(self.bounded, far)
             self.blobs = BlobStore(self.store, world.ring)
             self.copies = LocalCopies(self.blobs, self.index, self.folders)
             self.copies.keep_pins([])
