@@ -14,7 +14,7 @@ from batchyard.broker.seal import Readable
 
 from .index import Index
 from .shelf import Entry, Shelf, charge
-from .store import Store, check_name
+from .store import Store, check_name, sizes_of
 
 log = logging.getLogger(__name__)
 LEVEL = "near"
@@ -25,9 +25,8 @@ class Bounded:
     """Use for a store of which one process is the only writer. Objects count their size in whole blocks of 4 KiB.
 
     It keeps its own account, since a store's own quota comes late. An account may say too much for a while, never too
-    little. Until `count` has compared it with what is there, which takes a look at each object that the index does not
-    know, nothing new is taken (DiskFull); what is there can be read. keep: the name of an object that neither counts
-    nor goes.
+    little. Until `count` has compared it with a list of what is there, nothing new is taken (DiskFull); what is there
+    can be read. keep: the name of an object that neither counts nor goes.
     """
 
     def __init__(self, store: Store, index: Index, limit_bytes: int, *, keep: str | None = None) -> None:
@@ -55,16 +54,14 @@ class Bounded:
         if self._counted:
             return
         seen: set[str] = set()
-        for name in self._store.names():
+        for name, size in sizes_of(self._store):
             if name == self._keep:
                 continue
             seen.add(name)
             with self._guard:
-                known = self._shelf.get(name) is not None
-            if not known and (size := self._store.stat(name)) is not None:
-                with self._guard:
-                    if self._shelf.get(name) is None:
-                        self._shelf.put(Entry(key=name, bytes=charge(size), used=0))
+                known = self._shelf.get(name)
+                if known is None or known.bytes != charge(size):  # as somebody else has left it
+                    self._shelf.put(Entry(key=name, bytes=charge(size), used=known.used if known is not None else 0))
         with self._guard:
             for gone in [entry.key for entry in self._shelf if entry.key not in seen]:
                 self._shelf.remove(gone)

@@ -8,6 +8,7 @@ What is staged for an owner is pinned, and what is pinned is not evicted. Pins o
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,14 +21,18 @@ from batchyard.broker.errors import DiskFull, InputError
 from .digest import Blob, Digest, parse_digest
 from .flight import Flight, OnMoved
 from .folder import KINDS, CopyKind, Folder, key_of, tree_charge
+from .genuine import is_genuine
 from .held import CopyCounts, Held
 from .index import Index
+from .lookover import look_over
 from .manifest import is_manifest
 from .newfile import PREFIX
 from .sealed import BlobStore
 from .shelf import Entry, charge
 from .tree import AT_ONCE, build_tree, read_tree, remove_tree
 from .unpack import unpack
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,18 +197,38 @@ class LocalCopies:
     def _fly(self, kind: CopyKind, digest: Digest, owner: str, flight: Flight) -> Staged:
         key = self._key(kind, digest)
         try:
-            room, fetched = self._fetch(kind, digest, flight)
+            self._resolve_doubt(kind, digest)
+            with self._guard:
+                staged = self._hit(key, owner)
+            if staged is None:
+                room, fetched = self._fetch(kind, digest, flight)
+                staged = Staged(path=room.path, fetched_bytes=fetched, here=False)
+                with self._guard:
+                    self._held.settle(room.folder, room.entry, owner)
+                    self._held.count(misses=1, fetched_bytes=fetched)
         except BaseException as error:
             with self._guard:
                 del self._flights[key]
             flight.land(error)
             raise
         with self._guard:
-            self._held.settle(room.folder, room.entry, owner)
-            self._held.count(misses=1, fetched_bytes=fetched)
             del self._flights[key]
         flight.land()
-        return Staged(path=room.path, fetched_bytes=fetched, here=False)
+        return staged
+
+    def _resolve_doubt(self, kind: CopyKind, digest: Digest) -> None:
+        """A copy of which nobody knows whether it is as it was made is read, and is known again or gone."""
+        key = self._key(kind, digest)
+        if (doubtful := self._held.doubtful(key)) is None:
+            return
+        folder, _ = doubtful
+        with suppress(OSError):
+            look = look_over(folder.path(key))  # before: what changes while it is read is seen at its next use
+            if is_genuine(self._blobs, kind, digest, folder.path(key)):
+                self._held.vouch(folder, key, look)
+                return
+        log.warning("%s is not what it was made as, and is removed", folder.path(key))
+        self._held.drop_doubtful(key)
 
     def _fetch(self, kind: CopyKind, digest: Digest, flight: Flight) -> tuple[_Room, int]:
         """Where the copy is now, and the bytes that were fetched for it. A folder whose disk others have filled is left
@@ -214,7 +239,9 @@ class LocalCopies:
         while True:
             room = _Room(self._held, self._key(kind, digest), usable, f"blob {digest}")
             try:
-                return room, makers[kind](digest, room, flight)
+                fetched = makers[kind](digest, room, flight)
+                room.made()
+                return room, fetched
             except DiskFull:
                 room.give_back()
                 if room.taken is None or room.over:  # of the budget, not of the disk
@@ -276,7 +303,8 @@ class LocalCopies:
 
     # -- copies that others make
     def find(self, kind: CopyKind, digest: Digest, owner: str) -> Path | None:
-        """The copy, pinned for the owner, if it is here."""
+        """The copy, pinned for the owner, if it is here. StoreUnavailable: one is, but it cannot be told what it is."""
+        self._resolve_doubt(kind, digest)
         found = self._hit(self._key(kind, digest), owner)
         if found is None:
             return None
@@ -284,7 +312,10 @@ class LocalCopies:
         return found.path
 
     def look(self, kind: CopyKind, digest: Digest, owner: str) -> bool:
-        """Whether the copy is here; if so, it stays until this owner is unpinned. No use of it that is counted."""
+        """Whether the copy is here; if so, it stays until this owner is unpinned. No use of it that is counted. Else as
+        `find`.
+        """
+        self._resolve_doubt(kind, digest)
         return self._held.use(self._key(kind, digest), owner) is not None
 
     @contextmanager
@@ -320,6 +351,8 @@ class LocalCopies:
         bytes_: what it counts. DiskFull: that is more than was said before, and there is no room for it.
         """
         folder, mark = self._landings[path]
+        # of a tree before it is named, since that takes long; of a file after, since naming changes its stamp
+        stamp = folder.look(f"{kind}/{path.name}").stamp if kind != "file" else ""
         key, more = self._key(kind, digest), f"{mark}+"
         kept = folder.shelf.get(mark)
         assert kept is not None
@@ -330,7 +363,7 @@ class LocalCopies:
                 with self._guard:
                     flight = self._flights.get(key)
                     if flight is None:
-                        entry = Entry(key=key, bytes=bytes_, used=0)
+                        entry = Entry(key=key, bytes=bytes_, used=0, stamp=stamp)
                         return self._adopted(folder, mark, entry, path, digest, owner)
                 with suppress(Exception):
                     flight.wait()
@@ -340,9 +373,10 @@ class LocalCopies:
     def _adopted(self, folder: Folder, mark: str, entry: Entry, path: Path, digest: Digest, owner: str) -> Path:
         if (there := self._held.use(entry.key, owner)) is not None:
             return there
+        self._held.drop_doubtful(entry.key)
         folder.name(entry.key, path)
         self._held.release(folder, mark)
-        self._held.settle(folder, entry, owner)
+        self._held.settle(folder, replace(entry, stamp=entry.stamp or folder.look(entry.key).stamp), owner)
         placed = folder.path(entry.key)
         fetched = entry.bytes if placed.is_dir() else placed.stat().st_size
         self._held.count(misses=1, fetched_bytes=fetched)
@@ -383,6 +417,10 @@ class _Room:
     @property
     def path(self) -> Path:
         return self.folder.path(self.key)
+
+    def made(self) -> None:
+        """The copy stands in its place."""
+        self.entry = replace(self.entry, stamp=self.folder.look(self.key).stamp)
 
     def give_back(self) -> None:
         if self.taken is not None:

@@ -50,8 +50,10 @@ class DirectoryStore:
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._objects.mkdir(exist_ok=True, mode=0o700)
             self._new.mkdir(exist_ok=True, mode=0o700)
-            for number in range(256):
-                (self._objects / f"{number:02x}").mkdir(exist_ok=True, mode=0o700)
+            there = set(os.listdir(self._objects))
+            for name in (f"{number:02x}" for number in range(256)):
+                if name not in there:
+                    (self._objects / name).mkdir(exist_ok=True, mode=0o700)
             # all folders now, synced here: then a put has only its own folder to sync, whoever made it
             for folder in (self._objects, path, path.parent):
                 sync_directory(folder)
@@ -100,7 +102,12 @@ class DirectoryStore:
             raise NotFound(f"object {name} is not in the store") from None
         except OSError as error:
             raise StoreUnavailable(f"cannot read {path}: {error.strerror}") from error
-        with io.FileIO(fd) as file:
+        try:
+            file = io.FileIO(fd)
+        except OSError as error:  # a directory
+            os.close(fd)
+            raise StoreUnavailable(f"cannot read {path}: {error.strerror}") from error
+        with file:
             yield _ObjectFile(file, path)
 
     def stat(self, name: str) -> int | None:
@@ -123,7 +130,7 @@ class DirectoryStore:
 
     def names(self) -> Iterator[str]:
         for number in range(256):
-            folder = self._objects / f"{number:02x}"
+            folder = f"{self._objects}/{number:02x}"
             try:
                 found = os.listdir(folder)
             except OSError as error:

@@ -27,6 +27,7 @@ from batchyard.broker.errors import InvalidConfig
 
 from .digest import Kind
 from .index import this_boot
+from .lookover import Look, look_over
 from .manifest import Entry as TreeEntry
 from .manifest import File
 from .newfile import local_disk
@@ -52,18 +53,7 @@ def tree_charge(entries: Iterable[TreeEntry]) -> int:
 
 def charge_of(path: Path) -> int:
     """What a copy counts, by looking at it. OSError."""
-    if not stat.S_ISDIR(os.lstat(path).st_mode):
-        return charge(os.lstat(path).st_size)
-    total, todo = charge(0), [str(path)]
-    while todo:
-        with os.scandir(todo.pop()) as entries:
-            for entry in entries:
-                is_folder = entry.is_dir(follow_symlinks=False)
-                if is_folder:
-                    todo.append(entry.path)
-                plain = entry.is_file(follow_symlinks=False)
-                total += charge(entry.stat(follow_symlinks=False).st_size if plain else 0)
-    return total
+    return look_over(path).bytes
 
 
 class Folder:
@@ -124,11 +114,16 @@ class Folder:
     def path(self, key: str) -> Path:
         return self.root / key
 
-    def found(self) -> dict[str, int]:
-        """What each copy counts that is there, by looking at all. Takes as long as `du`: for the start."""
+    def look(self, key: str) -> Look:
+        """StoreUnavailable: it is not there."""
+        with local_disk(self.root):
+            return look_over(self.root / key)
+
+    def found(self) -> dict[str, Look]:
+        """What each copy that is there looks like. Takes as long as `du`: for the start."""
         with local_disk(self.root):
             return {
-                f"{kind}/{name}": charge_of(self.root / kind / name)
+                f"{kind}/{name}": look_over(self.root / kind / name)
                 for kind in KINDS
                 for name in os.listdir(self.root / kind)
             }

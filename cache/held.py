@@ -12,6 +12,7 @@ from batchyard.broker.errors import BatchyardError, DiskFull
 
 from .folder import Folder
 from .index import Index
+from .lookover import Look, still_is
 from .shelf import Entry, Pins
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class Held:
         self.folders = tuple(folders)
         self._index = index
         self._pins = Pins(index.pins())
+        self._aside: dict[str, list[Path | None]] = {}
         self._used = 0
         self._counts = CopyCounts()
         self._recall()
@@ -57,12 +59,14 @@ class Held:
         for folder in self.folders:
             for key, found in folder.found().items():
                 row = rows.get((folder.place, key))
-                if key in seen or (row is not None and row.bytes != found):
+                if key in seen or (row is not None and row.bytes != found.bytes):
                     log.warning("%s is not as it was written and is removed", folder.path(key))
                     folder.remove([folder.discard(key)])
                     continue
                 seen.add(key)
-                folder.shelf.put(Entry(key=key, bytes=found, used=row.used if row is not None else 0))
+                used, stamp = (row.used, row.stamp) if row is not None else (0, "")
+                as_it_was = stamp if stamp == found.stamp else ""
+                folder.shelf.put(Entry(key=key, bytes=found.bytes, used=used, stamp=as_it_was))
             folder.shelf.sort()
         held = [(folder.place, entry) for folder in self.folders for entry in folder.shelf]
         if self._index.is_new and held:
@@ -104,6 +108,9 @@ class Held:
             for owner in gone:
                 self._pins.drop(owner)
             self._index.unpin(gone)
+            over = [self._aside.pop(key) for key in list(self._aside) if key not in self._pins]
+        for trash in over:
+            self.folders[0].remove(trash)
 
     def owners(self) -> set[str]:
         with self.guard:
@@ -115,32 +122,85 @@ class Held:
 
     # -- copies
     def use(self, key: str, owner: str) -> Path | None:
-        """Where the copy is, if it is here: it is the last one used from now on, and pinned for the owner."""
+        """Where the copy is, if it is here: it is the last one used from now on, and pinned for the owner. None also
+        of one that is `doubtful`.
+        """
         with self.guard:
-            for folder in self.folders:
-                entry = folder.shelf.use(key, self._used + 1)
-                if entry is None:
-                    continue
-                path = folder.path(key)
-                if path.exists():
-                    self._keep(folder, entry, owner)
-                    return path
+            found = self._here(key)
+            if found is None or not found[1].stamp:
+                return None
+            folder, entry = found
+            path = folder.path(key)
+            try:
+                whole = still_is(path, entry.stamp)
+            except OSError:
                 log.warning("%s is gone; somebody else has removed it", path)
-                folder.shelf.remove(key)
-                self._index.remove(LEVEL, [key])
-            return None
+                self._forget(folder, key)
+                return None
+            if not whole:
+                log.warning("%s was changed by somebody else", path)
+                folder.shelf.put(replace(entry, stamp=""))
+                return None
+            used = folder.shelf.use(key, self._used + 1)
+            assert used is not None
+            self._keep(folder, used, owner)
+            return path
+
+    def _here(self, key: str) -> tuple[Folder, Entry] | None:
+        for folder in self.folders:
+            entry = folder.shelf.get(key)
+            if entry is not None and entry.here:
+                return folder, entry
+        return None
+
+    def _forget(self, folder: Folder, key: str) -> None:
+        folder.shelf.remove(key)
+        self._index.remove(LEVEL, [key])
+
+    def doubtful(self, key: str) -> tuple[Folder, Entry] | None:
+        """A copy that is here and is not given out: it was changed, or nobody knows what it was like."""
+        with self.guard:
+            found = self._here(key)
+            return found if found is not None and not found[1].stamp else None
+
+    def vouch(self, folder: Folder, key: str, look: Look) -> None:
+        """A doubtful copy was found to be right, and looked so before."""
+        with self.guard:
+            found = self.doubtful(key)
+            if found is not None and found[0] is folder:
+                entry = replace(found[1], bytes=look.bytes, stamp=look.stamp)
+                folder.shelf.put(entry)
+                self._index.save(LEVEL, folder.place, entry, stamped=True)
+
+    def drop_doubtful(self, key: str) -> None:
+        """A copy that is not what it should be takes no name and no room any more; fine if there is none. What running
+        jobs have mounted is removed once nobody has it pinned.
+        """
+        with self.guard:
+            found = self.doubtful(key)
+            if found is None:
+                return
+            folder, _ = found
+            trash = folder.discard(key)
+            self._forget(folder, key)
+            if key in self._pins:
+                self._aside.setdefault(key, []).append(trash)
+                return
+        folder.remove([trash])
 
     def settle(self, folder: Folder, entry: Entry, owner: str) -> None:
-        """The copy stands in its place, whole; what was reserved under its key becomes what it counts."""
+        """The copy stands in its place, whole and with this stamp; what was reserved under its key becomes what it
+        counts.
+        """
         with self.guard:
             entry = replace(entry, here=True, used=self._used + 1)
             folder.shelf.put(entry)
-            self._keep(folder, entry, owner)
+            self._keep(folder, entry, owner, stamped=True)
 
-    def _keep(self, folder: Folder, entry: Entry, owner: str) -> None:
+    def _keep(self, folder: Folder, entry: Entry, owner: str, *, stamped: bool = False) -> None:
         self._used = max(self._used, entry.used)
         new = self._pins.add(owner, entry.key)
-        self._index.save(LEVEL, folder.place, entry, pin_for=owner if new else None)
+        self._index.save(LEVEL, folder.place, entry, pin_for=owner if new else None, stamped=stamped)
 
     def last_used(self, most: int) -> list[str]:
         """Keys of copies that are here, the last used first."""

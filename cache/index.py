@@ -23,9 +23,13 @@ log = logging.getLogger(__name__)
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (
     level TEXT, key TEXT, place TEXT, bytes INTEGER, used INTEGER, PRIMARY KEY (level, key)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS stamps (level TEXT, key TEXT, stamp TEXT, PRIMARY KEY (level, key)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS pins (owner TEXT, key TEXT, PRIMARY KEY (owner, key)) WITHOUT ROWID;
 """
+_BROKEN = (sqlite3.Error, UnicodeDecodeError)  # the latter of a message that quotes the file
+_MOST_USED = 1 << 62
 _SAVE = "INSERT OR REPLACE INTO entries (level, key, place, bytes, used) VALUES (?, ?, ?, ?, ?)"
+_STAMP = "INSERT OR REPLACE INTO stamps (level, key, stamp) VALUES (?, ?, ?)"
 _PIN = "INSERT OR IGNORE INTO pins (owner, key) VALUES (?, ?)"
 
 
@@ -54,7 +58,7 @@ class Index:
     def _open(self) -> sqlite3.Connection:
         try:
             return self._connect(str(self._path))
-        except sqlite3.Error as error:
+        except _BROKEN as error:
             log.warning("%s is damaged and made anew: %s", self._path, error)
         self.is_new = True
         for tail in ("", "-wal", "-shm"):
@@ -62,7 +66,7 @@ class Index:
                 self._path.with_name(self._path.name + tail).unlink()
         try:
             return self._connect(str(self._path))
-        except sqlite3.Error as error:
+        except _BROKEN as error:
             log.warning("%s cannot be kept, so the next start will not know what was used last: %s", self._path, error)
             return self._connect(":memory:")
 
@@ -75,7 +79,7 @@ class Index:
             [[found]] = db.execute("PRAGMA quick_check(1)")
             if found != "ok":
                 raise sqlite3.DatabaseError(found)
-            for table in ("entries", "pins"):
+            for table in ("entries", "stamps", "pins"):
                 db.execute(f"SELECT * FROM {table} LIMIT 1").fetchall()
         except BaseException:
             db.close()
@@ -89,8 +93,12 @@ class Index:
 
     def load(self, level: str) -> list[tuple[str, Entry]]:
         """Place and entry of all that the level held, the least recently used first."""
-        rows = self._read("SELECT place, key, bytes, used FROM entries WHERE level = ? ORDER BY used", level)
-        return [(str(p), Entry(key=str(k), bytes=int(b), used=int(u))) for p, k, b, u in rows]
+        rows = self._read(
+            "SELECT place, key, bytes, used, stamp FROM entries LEFT JOIN stamps USING (level, key)"
+            " WHERE level = ? ORDER BY used",
+            level,
+        )
+        return [found for row in rows if (found := _entry(*row)) is not None]
 
     def pins(self) -> list[tuple[str, str]]:
         """Owner and key of each pin."""
@@ -100,22 +108,30 @@ class Index:
         with self._lock:
             try:
                 return self._db.execute(query, values).fetchall()
-            except sqlite3.Error as error:
+            except _BROKEN as error:
                 self._failed(error)
                 return []
 
-    def save(self, level: str, place: str, entry: Entry, pin_for: str | None = None) -> None:
-        """An entry was used, or is new; and pinned."""
+    def save(self, level: str, place: str, entry: Entry, pin_for: str | None = None, *, stamped: bool = False) -> None:
+        """An entry was used, or is new; and pinned. stamped: its stamp is new."""
         row = (level, entry.key, place, entry.bytes, entry.used)
-        self._write((_SAVE, [row]), (_PIN, [(pin_for, entry.key)] if pin_for is not None else []))
+        self._write(
+            (_SAVE, [row]),
+            (_STAMP, [(level, entry.key, entry.stamp)] if stamped else []),
+            (_PIN, [(pin_for, entry.key)] if pin_for is not None else []),
+        )
 
     def save_all(self, level: str, entries: Iterable[tuple[str, Entry]]) -> None:
         """The level holds this and nothing else."""
-        rows = [(level, entry.key, place, entry.bytes, entry.used) for place, entry in entries]
-        self._write(("DELETE FROM entries WHERE level = ?", [(level,)]), (_SAVE, rows))
+        held = list(entries)
+        rows = [(level, entry.key, place, entry.bytes, entry.used) for place, entry in held]
+        stamps = [(level, entry.key, entry.stamp) for _, entry in held if entry.stamp]
+        both = [(f"DELETE FROM {table} WHERE level = ?", [(level,)]) for table in ("entries", "stamps")]
+        self._write(*both, (_SAVE, rows), (_STAMP, stamps))
 
     def remove(self, level: str, keys: Iterable[str]) -> None:
-        self._write(("DELETE FROM entries WHERE level = ? AND key = ?", [(level, key) for key in keys]))
+        gone = [(level, key) for key in keys]
+        self._write(*((f"DELETE FROM {table} WHERE level = ? AND key = ?", gone) for table in ("entries", "stamps")))
 
     def pin(self, owner: str, keys: Iterable[str]) -> None:
         self._write((_PIN, [(owner, key) for key in keys]))
@@ -134,16 +150,25 @@ class Index:
                         self._db.execute(statement, row)
                 self._db.execute("COMMIT")
                 self._failing = False
-            except sqlite3.Error as error:
-                with suppress(sqlite3.Error):
+            except _BROKEN as error:
+                with suppress(*_BROKEN):
                     self._db.execute("ROLLBACK")
                 self._failed(error)
 
-    def _failed(self, error: sqlite3.Error) -> None:
+    def _failed(self, error: Exception) -> None:
         """Once until it works again."""
         if not self._failing:
             log.warning("%s does not work, so the next start may not know what was used last: %s", self._path, error)
         self._failing = True
+
+
+def _entry(place: object, key: object, bytes_: object, used: object, stamp: object) -> tuple[str, Entry] | None:
+    """None: a value that was never written; a sound file may have one where the disk changed a bit."""
+    if not (isinstance(place, str) and isinstance(key, str) and isinstance(bytes_, int) and isinstance(used, int)):
+        return None
+    if bytes_ < 0 or not 0 <= used <= _MOST_USED:
+        return None
+    return place, Entry(key=key, bytes=bytes_, used=used, stamp=stamp if isinstance(stamp, str) else "")
 
 
 def held_bytes(folder: Path, level: str, place: str) -> int:

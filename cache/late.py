@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 
 from batchyard.broker.seal import Readable
 
-from .store import Store, check_name
+from .store import Store, check_name, sizes_of
 
 
 class Late:
@@ -39,3 +39,6 @@ class Late:
 
     def names(self) -> Iterator[str]:
         return self.reach().names()
+
+    def sizes(self) -> Iterator[tuple[str, int]]:
+        return sizes_of(self.reach())

@@ -100,8 +100,12 @@ class S3Store:
             raise self._calls.error(answer, f"object {name}")
 
     def names(self) -> Iterator[str]:
+        return (name for name, _ in self.sizes())
+
+    def sizes(self) -> Iterator[tuple[str, int]]:
+        """Name and size of each object, as the list has them."""
         with self._calls.said():
             for found in self._calls.client.list_objects(self._calls.bucket, prefix=self._prefix, recursive=True):
                 name = (found.object_name or "").removeprefix(self._prefix)
                 if is_name(name):  # others are not ours
-                    yield name
+                    yield name, found.size or 0

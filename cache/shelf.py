@@ -17,12 +17,15 @@ def charge(size_bytes: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """bytes: what it counts. used: grows with each use of anything. here: whole; else room that is kept for it."""
+    """bytes: what it counts. used: grows with each use of anything. here: whole; else room that is kept for it. stamp:
+    what it looked like (`lookover`); "" if nobody knows, so that it must not be given out.
+    """
 
     key: str
     bytes: int
     used: int
     here: bool = True
+    stamp: str = ""
 
 
 class Shelf:

@@ -7,7 +7,7 @@ caller. It needs nothing that S3 does not offer (GET, HEAD, PUT with If-None-Mat
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -72,6 +72,20 @@ class Store(Protocol):
     def names(self) -> Iterator[str]:
         """Names of all objects, in any order; those put or deleted meanwhile may be there or not."""
         ...
+
+
+def sizes_of(store: Store) -> Iterator[tuple[str, int]]:
+    """Name and size in bytes of each object, in any order. A store whose list tells sizes has a method `sizes`; others
+    are asked for each object. StoreUnavailable.
+    """
+    told: Callable[[], Iterator[tuple[str, int]]] | None = getattr(store, "sizes", None)
+    if told is not None:
+        yield from told()
+        return
+    for name in store.names():
+        size = store.stat(name)
+        if size is not None:
+            yield name, size
 
 
 def levels(store: Store) -> tuple[Store, ...]:

@@ -25,7 +25,7 @@ from batchyard.cache.disk import DirectoryStore
 from batchyard.cache.index import Index
 from batchyard.cache.memory import MemoryStore
 from batchyard.cache.s3 import S3Store
-from batchyard.cache.store import Store
+from batchyard.cache.store import Store, sizes_of
 from batchyard.cache.tiered import Tiered
 from yardtest.minio import S3Server, running_server
 from yardtest.peers import NearNode
@@ -145,6 +145,12 @@ def test_names_are_those_of_all_objects(store: Store) -> None:
     for name in names:
         put(store, name, b"x")
     assert sorted(store.names()) == sorted(names)
+
+
+def test_sizes_are_those_of_all_objects(store: Store) -> None:
+    for number in range(3):
+        put(store, f"{number:064x}", b"x" * number)
+    assert sorted(sizes_of(store)) == [(f"{number:064x}", number) for number in range(3)]
 
 
 @pytest.mark.parametrize("name", ["", "ab", "AB" * 32, "../" + "a" * 61, "a" * 65, "a" * 64 + "\n", "/" + "a" * 63])
@@ -322,6 +328,15 @@ def test_a_planted_fifo_does_not_block_a_read(tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path)
     os.mkfifo(tmp_path / "objects" / "ab" / NAME)
     assert read(store, NAME) == b""
+
+
+def test_a_planted_directory_is_no_object(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path)
+    (tmp_path / "objects" / "ab" / NAME).mkdir()
+    open_files = os.listdir("/proc/self/fd")
+    with pytest.raises(StoreUnavailable, match="Is a directory"):
+        read(store, NAME)
+    assert len(os.listdir("/proc/self/fd")) == len(open_files)
 
 
 # What only an S3 can show

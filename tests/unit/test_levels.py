@@ -485,6 +485,21 @@ def test_an_account_is_made_true_at_the_start(near: Moody, tmp_path: Path) -> No
     assert store.held_bytes == 2 * 4096
 
 
+def test_an_account_follows_objects_that_somebody_else_has_replaced(near: Moody, tmp_path: Path) -> None:
+    store = bounded(near, tmp_path)
+    for name in (ONE, TWO, THREE):
+        put(store, name, b"x")
+    near.delete(TWO)
+    put(near, TWO, b"x" * 4097)
+    store = Bounded(near, Index(tmp_path), 5 * 4096)
+    store.count()
+    assert store.held_bytes == 4 * 4096
+    store = Bounded(near, Index(tmp_path), 3 * 4096)
+    store.count()
+    assert sorted(near.names()) == [TWO, THREE]
+    assert store.held_bytes == 3 * 4096
+
+
 def test_a_lost_index_costs_a_look_at_each_object(near: Moody, tmp_path: Path) -> None:
     put(near, ONE, b"x" * 4097)
     assert bounded(near, tmp_path).held_bytes == 2 * 4096

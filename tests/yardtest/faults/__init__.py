@@ -1,0 +1,1 @@
+"""Random cases of a cache that is harmed: see `case`."""
