@@ -172,7 +172,7 @@ def _nodes(
     held: list[set[bytes]] = yard.guard(pipe.execute) if nodes else []
     asked = yard.redis.pipeline(transaction=False)
     for one in (i for ids in held for i in sorted(ids)):
-        asked.hmget(keys.job(one.decode()), "mc", "mem", "gpu", "disk")
+        asked.hmget(keys.job(one.decode()), "mc", "mem", "gpu", "disk", "exited")
     demands = iter(yard.guard(asked.execute) if any(held) else [])
     return tuple(
         _node(node, [next(demands) for _ in ids], now_s, closed, job_id) for node, ids in zip(nodes, held, strict=True)
@@ -188,9 +188,9 @@ def _node(
 ) -> NodeFacts:
     about, total = node.about, _amounts(node.about)
     kept_for = about.get("reserved", "").partition(" ")[0]
-    free = None
+    running, free = [d for d in demands if d[4] is None], None  # what has ended there holds only its disk
     if total is not None:
-        taken = [sum(float(d[n] or 0) for d in demands) for n in range(4)]
+        taken = [sum(float(d[n] or 0) for d in (demands if n == 3 else running)) for n in range(4)]
         free = Amounts(
             vcpus=round(max(0.0, total.vcpus - taken[0] / 1000), 3),
             memory_mib=max(0, total.memory_mib - int(taken[1])),
@@ -202,7 +202,9 @@ def _node(
         up=node.up,
         draining=about.get("state") == "DRAINING",
         quiet_s=max(0.0, now_s - node.seen),
-        jobs=len(demands),
+        jobs=len(running),
+        uploads=int(about.get("uploads") or 0),
+        uploads_full=about.get("state") == "UPLOADING",
         most_jobs=int(about["most_jobs"]) if about.get("most_jobs", "").isdigit() else None,
         total=total,
         free=free,

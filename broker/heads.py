@@ -163,11 +163,11 @@ class Heads:
 def _machine(values: Sequence[bytes | None], config: Config) -> Machine | None:
     """None: it takes no jobs, or has not said yet what it has."""
     environment, queues, state, *figures = (None if v is None else v.decode() for v in values)
-    if state != "READY" or any(not figure for figure in figures):
+    if state not in {"READY", "UPLOADING"} or any(not figure for figure in figures):
         return None
     numbers = [float(figure or 0) for figure in figures]
     served = tuple((queues or "").split(",")) if queues else tuple(config.served(environment or ""))
-    total, free = _amounts(numbers[:4]), _amounts(numbers[4:])
+    total, free = _amounts(numbers[:4]), _amounts(numbers[4:] if state == "READY" else [0, 0, 0, 0])
     return Machine(environment=environment or "", queues=served, total=total, free=free)
 
 

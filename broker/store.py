@@ -290,6 +290,10 @@ class Yard:
         out = [x.decode() for x in self._call("renew", node, int(lease_s * 1000), json.dumps(dict(about)), *args)]
         return [(out[i], cast(Told, out[i + 1]), out[i + 2]) for i in range(0, len(out), 3)]
 
+    def exited(self, node: str, jobs: Iterable[tuple[str, str]]) -> None:
+        """The containers of these jobs (id, token) have ended: they hold no more than their disk there from now on."""
+        self._call("exited", node, *(word for pair in jobs for word in pair))
+
     def leave(self, node: str) -> bool:
         """Takes a node that holds nothing off the list."""
         return bool(self._call("leave", node))

@@ -15,7 +15,8 @@ from .record import Record
 from .shortage import EnvironmentFacts, shortage
 from .state import State
 
-_ORDER = ("has_room", "kept", "lacks_now", "full", "draining", "spot", "node_disabled", "silent_on_size", "too_small")
+_ORDER = ("has_room", "kept", "lacks_now", "full", "uploading", "draining", "spot", "node_disabled", "silent_on_size",
+          "too_small")  # fmt: skip
 Closed = Literal["disabled", "spot"]
 """Why no node of an environment takes a job: it is disabled, or the job has left spot machines."""
 _OF_ONE_NODE = {"has_room", "lacks_now", "too_small"}  # of a job of several nodes, `gang_room` says more
@@ -29,7 +30,9 @@ _UNITS = {"vcpus": "vCPU", "memory_mib": "MiB of memory", "gpus": "GPU", "disk_g
 class NodeFacts:
     """A node that serves the job's queue. total, free: None where it has not said. quiet_s: since it was heard of.
 
-    kept_for: another job, for which it takes no others. closed: no node of its environment takes the job.
+    jobs: that run there; uploads: that have ended there, and whose outputs are not durable yet; uploads_full: so many
+    that it takes no more jobs. kept_for: another job, for which it takes no others. closed: no node of its environment
+    takes the job.
     """
 
     name: str
@@ -44,6 +47,8 @@ class NodeFacts:
     free_gpu_types: Mapping[str, int] = field(default_factory=dict)
     kept_for: str = ""
     closed: Closed | None = None
+    uploads: int = 0
+    uploads_full: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -391,6 +396,9 @@ def _of_node(n: NodeFacts, need: Amounts, gpu_type: str = "") -> Reason:
         return told("node_disabled", f"node {n.name} takes no more jobs: its environment is disabled", node=n.name)
     if n.draining:
         return told("draining", f"node {n.name} is leaving and takes no more jobs", node=n.name)
+    if n.uploads_full:
+        text = f"node {n.name} takes no more jobs until outputs of {count(n.uploads, 'ended job')} are uploaded"
+        return told("uploading", f"{text}: is its store slow, or away?", node=n.name, uploads=n.uploads)
     if n.kept_for:
         return told("kept", f"node {n.name} is kept for job {n.kept_for}", node=n.name, kept_for=n.kept_for)
     if lacks := n.free.lacks(need):

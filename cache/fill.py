@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -16,7 +17,26 @@ log = logging.getLogger(__name__)
 _EARLY_BYTES = 4 << 20
 """As much is collected before the store is asked to take it: the size of a smaller object is known by then."""
 _AHEAD_BYTES = 8 << 20
-_PATIENCE_S = 2.0
+_PATIENCE_S, _SHARE = 2.0, 0.1
+"""For how long a store that is slow may hold up who writes or reads: so long, and for that part of the time."""
+
+
+class Places:
+    """How many fills may go on at once. After one that waited in vain none waits, until there was a place again."""
+
+    def __init__(self, most: int) -> None:
+        self._free, self._in_vain = threading.BoundedSemaphore(most), False
+
+    def take(self) -> bool:
+        """Whether there is one; it may take _PATIENCE_S."""
+        taken = self._free.acquire(blocking=False)
+        if not taken and not self._in_vain:
+            taken = self._free.acquire(timeout=_PATIENCE_S)
+        self._in_vain = not taken
+        return taken
+
+    def leave(self) -> None:
+        self._free.release()
 
 
 class _GivenUp(BatchyardError):
@@ -30,17 +50,24 @@ class _Pipe:
         self._changed = threading.Condition()
         self._pieces: deque[memoryview] = deque()
         self._waiting, self._ended, self._given_up = 0, False, False
+        self._began_s, self._waited_s = time.monotonic(), 0.0
 
     def write(self, piece: bytes) -> bool:
-        """False: the reader is gone, or took nothing for _PATIENCE_S."""
+        """False: the reader is gone, or has held up the writer for too long."""
         with self._changed:
-            if not self._changed.wait_for(lambda: self._waiting < _AHEAD_BYTES or self._given_up, _PATIENCE_S):
-                self._given_up = True
+            self._wait_for_reader()
             if not self._given_up:
                 self._pieces.append(memoryview(piece))
                 self._waiting += len(piece)
             self._changed.notify_all()
             return not self._given_up
+
+    def _wait_for_reader(self) -> None:
+        began_s = time.monotonic()
+        left_s = _PATIENCE_S + _SHARE * (began_s - self._began_s) - self._waited_s
+        if not self._changed.wait_for(lambda: self._waiting < _AHEAD_BYTES or self._given_up, max(0.0, left_s)):
+            self._given_up = True
+        self._waited_s += time.monotonic() - began_s
 
     def end(self) -> None:
         with self._changed:
@@ -72,8 +99,8 @@ class _Pipe:
 class Fill:
     """One object. `give` what is read or written, then `finish` or `abandon`; none of them raises.
 
-    size: in bytes, or how to ask for it. on_error: what the store said when it did not take it. slots: how many fills
-    may go on at once. Nothing is visible in the store before `finish`, since a put makes nothing before its source
+    size: in bytes, or how to ask for it. on_error: what the store said when it did not take it. places: shared with
+    other fills. Nothing is visible in the store before `finish`, since a put makes nothing before its source
     has ended.
     """
 
@@ -83,12 +110,12 @@ class Fill:
         name: str,
         size: int | Callable[[], int | None],
         *,
-        slots: threading.Semaphore,
+        places: Places,
         on_error: Callable[[BatchyardError], None],
         on_end: Callable[[Fill], None],
     ) -> None:
         self._store, self.name, self._size = store, name, size
-        self._slots, self._on_error, self._on_end = slots, on_error, on_end
+        self._places, self._on_error, self._on_end = places, on_error, on_end
         self._early: list[bytes] = []
         self._given = 0
         self._pipe: _Pipe | None = None
@@ -143,7 +170,7 @@ class Fill:
     def _start(self) -> bool:
         """The store is asked to take it, on a thread."""
         size = self._asked()
-        if size is None or not self._slots.acquire(timeout=_PATIENCE_S):
+        if size is None or not self._places.take():
             self._close()
             return False
         self._pipe = pipe = _Pipe()
@@ -153,7 +180,7 @@ class Fill:
         try:
             threading.Thread(target=self._put, args=(pipe, size), name="fill", daemon=True).start()
         except RuntimeError:  # no thread more
-            self._slots.release()
+            self._places.leave()
             self._pipe = None
             self._close()
             return False
@@ -176,7 +203,7 @@ class Fill:
             self._on_error(error)
         finally:
             pipe.give_up()
-            self._slots.release()
+            self._places.leave()
             self.ended.set()
             self._on_end(self)
 

@@ -18,13 +18,21 @@ from .beneath import kind_of, looked_at, reading
 from .digest import Blob
 from .manifest import MOST_DEPTH
 from .matching import Matched, matched
-from .sealed import BlobStore
+from .sealed import BlobStore, OnBytes
 from .tree import put_tree
 
 T = TypeVar("T")
 
 
-def publish(blobs: BlobStore, root: Path, path: str, name: str, *, shown_root: str = "/work") -> Blob:
+def publish(
+    blobs: BlobStore,
+    root: Path,
+    path: str,
+    name: str,
+    *,
+    shown_root: str = "/work",
+    on_bytes: OnBytes | None = None,
+) -> Blob:
     """Keep the file or directory `path`, relative to the job's work directory `root`, durable when it returns.
 
     A pattern gives a directory of what matches, see `broker.globs`. `name` is the output's name and `shown_root` where
@@ -35,14 +43,14 @@ def publish(blobs: BlobStore, root: Path, path: str, name: str, *, shown_root: s
 
     def file(fd: int, shown: str) -> Blob:
         try:
-            return blobs.put_fd(fd)
+            return blobs.put_fd(fd, on_bytes)
         except IntegrityError:  # the only one of a put
             raise output.refused(f"{shown} changed while it was read; let the job end what writes it") from None
 
     def directory(fd: int) -> Blob:
         if not output.is_pattern:
-            return put_tree(blobs, fd)
-        return put_tree(blobs, fd, keep=output.matched(fd).paths.__contains__)
+            return put_tree(blobs, fd, on_bytes)
+        return put_tree(blobs, fd, on_bytes, keep=output.matched(fd).paths.__contains__)
 
     return output.found(root, _Taker(file=file, directory=directory))
 

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from batchyard.broker.errors import BatchyardError, DiskFull, NotFound, StoreUnavailable
 from batchyard.broker.seal import Readable
 
-from .fill import Fill, Tee
+from .fill import Fill, Places, Tee
 from .store import CopyLost, Store, Unreadable, check_name, levels
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Tiered:
         self._near, self._far, self._clock = near, far, clock
         self._rest_until = -1.0
         self._guard = threading.Lock()
-        self._slots = threading.BoundedSemaphore(_MOST_FILLS)
+        self._places = Places(_MOST_FILLS)
         self._fills: set[Fill] = set()
 
     def put_if_absent(self, name: str, source: Readable, size: int) -> bool:
@@ -127,7 +127,7 @@ class Tiered:
     def _begin(self, name: str, size: int | Callable[[], int | None]) -> Fill | None:
         if self._resting():
             return None
-        fill = Fill(self._near, name, size, slots=self._slots, on_error=self._refused, on_end=self._end)
+        fill = Fill(self._near, name, size, places=self._places, on_error=self._refused, on_end=self._end)
         with self._guard:
             self._fills.add(fill)
         return fill

@@ -10,7 +10,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -46,7 +46,7 @@ from .gang import GangNetwork, quietly
 from .image_blob import ImageBlob
 from .ledger import Allocation
 from .outcome import Fate, Outcome, Stop, decide
-from .progress import Progress
+from .progress import Progress, uploaded
 from .publish import Kept, Limit, Publisher
 from .reuse import Reuse, Reused, identity, obstacle
 from .sources import Source, look_up
@@ -57,6 +57,7 @@ from .writable import writable
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 STORE_PATIENCE_S, ENGINE_PATIENCE_S = 120.0, 600.0
+UPLOAD_PATIENCE_S = 3600.0  # for the yard's store: outputs that wait for it hold their disk, and nothing else
 LOG_TAIL_BYTES = 4096
 STOPS = {"lost": Stop.LOST, "cancel": Stop.CANCEL, "halt": Stop.HALT}
 """What a heartbeat tells of a job, by how it is stopped for it."""
@@ -81,7 +82,11 @@ class Finished:
 
 
 class Execution:
-    """`run` is called once; `stop` from any thread. `started` is called when the container runs."""
+    """`run` is called once; `stop` from any thread.
+
+    on_start: called when the container runs. on_exit: once, when it runs no more or never will, before outputs and log
+    are uploaded.
+    """
 
     def __init__(
         self,
@@ -91,6 +96,7 @@ class Execution:
         allocation: Allocation,
         container: str | None,
         on_start: Callable[[float], None],
+        on_exit: Callable[[], None] = lambda: None,
     ) -> None:
         self._tools, self._claimed, self._job = tools, claimed, job
         self._allocation, self._on_start = allocation, on_start
@@ -101,7 +107,9 @@ class Execution:
         self._made = [container] if container is not None else []  # containers that may still be there
         self._stop: Stop | None = None
         self._why = self._told = ""
-        self._tries = 0
+        self._tries = self._kept = 0
+        self._exited_s = 0.0  # by the monotonic clock
+        self._on_exit: Callable[[], None] | None = on_exit
         self._secrets: dict[str, str] = {}
         self._going, self._main_at = threading.Event(), ""
         self._network = _gang_network(tools, claimed, job)
@@ -133,6 +141,7 @@ class Execution:
                 self._stop, self._why = stop, why
             running = self._running and not told
         self._going.set()
+        self._tools.uploads.look()
         if running:
             self._signal(first_signal, self._tools.options.stop_grace_s if grace_s is None else grace_s)
 
@@ -179,10 +188,12 @@ class Execution:
                 self._secrets = secrets_of(self._job, self._tools.options.secrets)
                 capture = self._log()
                 exit = self._ended(capture)
-                if exit is not None and exit.code == 0 and self._stop is None:
-                    outputs = self._published() if self._reused is None else dict(self._reused.outputs)
+            self._has_exited(exit)
+            if exit is not None and exit.code == 0 and self._stop is None:
+                outputs = self._published() if self._reused is None else dict(self._reused.outputs)
         except Exception as caught:
             error = self._fault(caught)
+        self._has_exited(exit)
         self._over.set()
         self._doing("")
         ended = exit.finished_at if exit is not None else time.time()
@@ -223,6 +234,13 @@ class Execution:
             return _told(caught)
         log.error("job %s: the attempt broke", self._claimed.id, exc_info=caught)
         return Permanent(f"the node could not run it: {type(caught).__name__}: {caught}")
+
+    def _has_exited(self, exit: Exit | None) -> None:
+        """Tells it once. A container that may still run, on an engine that is away, keeps what it has."""
+        if self._on_exit is not None and (exit is not None or not self._made):
+            on_exit, self._on_exit = self._on_exit, None
+            self._exited_s = time.monotonic()
+            on_exit()
 
     def remove(self) -> None:
         """The container goes, and what is left of earlier tries to start it. May be called twice."""
@@ -457,9 +475,11 @@ class Execution:
         return capture
 
     def _published(self) -> dict[str, Kept]:
+        if not self._job.outputs:
+            return {}
         publisher = self._publisher()
         try:
-            return self._patiently(publisher.publish)
+            return self._uploaded(publisher, publisher.publish)
         except BaseException:
             publisher.clean()
             raise
@@ -470,10 +490,41 @@ class Execution:
             return {}, []
         publisher = self._publisher()
         try:
-            return self._patiently(publisher.salvage)
+            return self._uploaded(publisher, publisher.salvage)
         except Exception as caught:
             publisher.clean()
             return publisher.salvaged, [f"not all outputs could be kept: {self._fault(caught)}"]
+
+    def _uploaded(self, publisher: Publisher, act: Callable[[], T]) -> T:
+        """In its turn. The yard's store is waited for for UPLOAD_PATIENCE_S, a destination as anything else is."""
+        patience, uploads, size = _Patience(), self._tools.uploads, publisher.weigh()
+
+        def until(error: BatchyardError) -> float:
+            if publisher.elsewhere or not isinstance(error, StoreUnavailable):
+                return patience.until(error)
+            self._doing(f"waits to upload its outputs: {error}")
+            return uploads.refused(self._exited_s) + UPLOAD_PATIENCE_S
+
+        def hear(kept: int, sent: int) -> None:
+            if kept > self._kept:
+                self._kept = kept
+                uploads.taken()
+            progress.hear(f"{kept} of {len(self._job.outputs)}", sent, size)
+
+        try:
+            with self._turn(size), Progress(self._doing, words=uploaded) as progress:
+                publisher.on_progress = hear
+                return self._patiently(act, until)
+        finally:
+            self._doing("")
+
+    def _turn(self, size: int) -> AbstractContextManager[None]:
+        return self._tools.uploads.turn(
+            self.folder.name,
+            size,
+            stopped=lambda: self._given_up,
+            waits=lambda ahead: self._doing(f"waits to upload: {ahead} before it"),
+        )
 
     def _publisher(self) -> Publisher:
         tools, claimed = self._tools, self._claimed
@@ -521,7 +572,8 @@ class Execution:
         try:
             path = self._whole_log(capture, outcome.reason)
             tail = "" if outcome.fate is Fate.SUCCEEDED else command_lines(capture.tail(LOG_TAIL_BYTES))
-            return self._patiently(lambda: self._tools.blobs.put_file(path)), tail, ""
+            with self._turn(path.stat().st_size):
+                return self._patiently(lambda: self._tools.blobs.put_file(path)), tail, ""
         except (BatchyardError, OSError) as error:
             log.warning("job %s: its log could not be kept: %s", self._claimed.id, error)
             return None, "", str(error)
@@ -545,21 +597,33 @@ class Execution:
             found += [spec.digest] if spec.digest and not spec.uri else [m.digest for m in spec.members or ()]
         return found
 
-    def _patiently(self, act: Callable[[], T]) -> T:
-        """Repeats for a while what an engine, a store or Redis, away, refused, or a cache full of others' inputs."""
-        since: float | None = None  # the first refusal: what was refused may have taken long to get there
+    def _patiently(self, act: Callable[[], T], until: Callable[[BatchyardError], float] | None = None) -> T:
+        """Repeats for a while what an engine, a store or Redis, away, refused, or a cache full of others' inputs.
+
+        until: for how long, by the monotonic clock.
+        """
+        until = until or _Patience().until
         while True:
             try:
                 return act()
             except (EngineUnavailable, StoreUnavailable, CopiesPinned, BrokerUnavailable) as error:
-                patience_s = (
-                    STORE_PATIENCE_S if isinstance(error, StoreUnavailable | CopiesPinned) else ENGINE_PATIENCE_S
-                )
-                since = time.monotonic() if since is None else since
-                if self._given_up or time.monotonic() > since + patience_s:
+                end_s = until(error)
+                if self._given_up or time.monotonic() > end_s:
                     raise
                 log.warning("job %s waits: %s", self._claimed.id, error)
                 time.sleep(0.5)
+
+
+class _Patience:
+    """How long what refuses is waited for, from its first refusal: that may have taken long to get there."""
+
+    def __init__(self) -> None:
+        self._since: dict[type[BatchyardError], float] = {}
+
+    def until(self, error: BatchyardError) -> float:
+        """By the monotonic clock."""
+        since = self._since.setdefault(type(error), time.monotonic())
+        return since + (STORE_PATIENCE_S if isinstance(error, StoreUnavailable | CopiesPinned) else ENGINE_PATIENCE_S)
 
 
 def _gang_network(tools: Tools, claimed: Claimed, job: Job) -> GangNetwork | None:

@@ -122,6 +122,20 @@ allow_url_host_option = click.option(
     help="How long jobs go on without Redis.",
 )
 @click.option(
+    "--uploads",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    help="Jobs whose outputs are uploaded side by side; as many with few MiB besides.",
+)
+@click.option(
+    "--most-uploads",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="With so many ended jobs whose outputs are not uploaded yet, the node takes no more jobs.",
+)
+@click.option(
     "--gang-network",
     default="bridge",
     show_default=True,
@@ -156,6 +170,8 @@ def worker(
     grace_s: float,
     stop_grace_s: float,
     partition_grace_s: float,
+    uploads: int,
+    most_uploads: int,
     gang_network: str,
     address: str | None,
 ) -> None:
@@ -207,6 +223,8 @@ def worker(
                 grace_s=grace_s,
                 stop_grace_s=stop_grace_s,
                 partition_grace_s=partition_grace_s,
+                uploads=uploads,
+                most_uploads=most_uploads,
                 gang_network=_network(gang_network),
                 address=address or machine_address(broker),
             ),

@@ -6,7 +6,7 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,12 +22,15 @@ class Demand:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allocation:
-    """What a job got: its demand and the ids of its GPUs, which are its alone."""
+    """What a job got: its demand and the ids of its GPUs, which are its alone. ended: of what it asked, it has its disk
+    only.
+    """
 
     job_id: str
     token: str
     demand: Demand
     gpus: tuple[str, ...]
+    ended: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,20 +85,28 @@ class Ledger:
         """Take what a job needs, or None when it does not fit now.
 
         A job that is accounted already (its lease came back while its old container still goes) keeps what it has,
-        under the new token. `gpus` names the devices of an adopted container, which `runs`: it gets what it has, also
-        when the node has been given less since it started.
+        under the new token; what an ended one had besides its disk must fit again. `gpus` names the devices of an
+        adopted container, which `runs`: it gets what it has, also when the node has been given less since it started.
         """
         with self._lock:
             held = self._held.get(job_id)
-            if held is None:
+            if held is None or (held.ended and held.token != token):
                 devices = tuple(gpus or ()) if runs else self._devices(demand, gpus)
-                if devices is None or not (runs or self._fits(demand)):
+                if devices is None or not (runs or self._fits(demand, beside=held)):
                     return None
                 held = Allocation(job_id=job_id, token=token, demand=demand, gpus=devices)
             elif held.token != token:
-                held = Allocation(job_id=job_id, token=token, demand=held.demand, gpus=held.gpus)
+                held = replace(held, token=token)
             self._held[job_id] = held
             return held
+
+    def keep_disk(self, job_id: str, *, token: str) -> None:
+        """Its container has ended: all but its disk is free. Nothing happens when it is held under another token."""
+        with self._lock:
+            held = self._held.get(job_id)
+            if held is not None and token == held.token:
+                disk = Demand(vcpus=0, memory_mib=0, disk_gib=held.demand.disk_gib)
+                self._held[job_id] = replace(held, demand=disk, gpus=(), ended=True)
 
     def release(self, job_id: str, *, token: str | None = None) -> None:
         """Give it back. Nothing happens when it was, or when the job is held under another token by now."""
@@ -131,12 +142,14 @@ class Ledger:
         taken = {gpu for one in self._held.values() for gpu in one.gpus}
         return [gpu for gpu in self._gpus if gpu not in taken]
 
-    def _fits(self, demand: Demand) -> bool:
+    def _fits(self, demand: Demand, *, beside: Allocation | None) -> bool:
+        """beside: what the same job has, which it would get no second time."""
         want, free = _counted(demand), self._free()
+        own_disk = _counted(beside.demand).disk_mib if beside is not None else 0
         return (
             want.vcpus_milli <= free.vcpus_milli
             and want.memory_mib <= free.memory_mib
-            and want.disk_mib <= free.disk_mib
+            and want.disk_mib <= free.disk_mib + own_disk
         )
 
     def _devices(self, demand: Demand, named: Sequence[str] | None) -> tuple[str, ...] | None:

@@ -36,6 +36,7 @@ from .pull import Puller
 from .report import Reporter
 from .staging import Stage
 from .tools import Tools
+from .uploads import Uploads
 
 
 def serve(url: str, key_file: Path, options: NodeOptions) -> int:
@@ -122,6 +123,7 @@ def _tools(yard: Yard, options: NodeOptions, config: Config) -> Tools:
         poller=LogPoller(),
         live=LiveShipper(LiveTail(yard)),
         reporter=Reporter(),
+        uploads=Uploads(at_once=options.uploads, most=options.most_uploads, most_bytes=int(options.disk_gib * 2**30)),
     )
 
 

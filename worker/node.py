@@ -35,7 +35,7 @@ from .ledger import Allocation, Demand, Ledger
 from .near_store import check_alone
 from .outcome import Stop
 from .run import Run, unreadable
-from .slots import Slots
+from .slots import Slot, Slots
 from .tools import Tools
 
 log = logging.getLogger(__name__)
@@ -75,6 +75,8 @@ class Node:
         self._gangs = ""  # see `gang.domain`
         self._near = ""  # the id of its near store
         self._home = f"{socket.gethostname()}:{options.state}"
+        self._told_exited: set[tuple[str, str]] = set()  # jobs and tokens, of those that still are held
+        tools.uploads.follow(self._uploads_turned)
 
     def start(self) -> None:
         """Must not need Redis or the engine: both may be down."""
@@ -127,6 +129,11 @@ class Node:
                 self.tools.yard.leave(self.tools.options.name)
             except BrokerUnavailable as error:
                 log.warning("Redis was not told that this node leaves: %s", error)
+
+    def _uploads_turned(self) -> None:
+        """They are too many, or there is room again: others are told, and the claims look."""
+        self._beat.set()
+        self._wake.set()
 
     # -- claim
     def _claim_loop(self) -> None:
@@ -223,12 +230,15 @@ class Node:
     def _claim(self, claim_id: str) -> bool:
         """One call. True: ask again at once."""
         free, room, options = self.ledger.free(), self._slots.free(), self.tools.options
-        if room <= 0 or free.vcpus_milli <= 0:
+        full = self.tools.uploads.full
+        if not full and (room <= 0 or free.vcpus_milli <= 0):
             return False
         wanted = Free(
             vcpus=free.vcpus_milli / 1000, memory_mib=free.memory_mib, gpus=free.gpus, disk_gib=free.disk_mib / 1024,
             gpu_types=free.gpu_types,
         )  # fmt: skip
+        if full:  # only what was placed here before others knew
+            room, wanted = 0, Free(vcpus=0, memory_mib=0, gpus=0, disk_gib=0)
         more, jobs = self.tools.yard.claim(
             self.tools.options.name,
             claim_id,
@@ -276,7 +286,7 @@ class Node:
         for what, text in _told(claimed):
             run.hear(what, text)
         try:
-            self._slots.run(lambda: self._execute(run))
+            self._slots.run(lambda slot: self._execute(run, slot))
         except RuntimeError:  # no thread for it: as if it had not been claimed, so that the repeated claim brings it
             with self._lock:
                 del self.runs[claimed.id]
@@ -297,18 +307,27 @@ class Node:
             if allocation is not None or not patient or self._closing.wait(0.05):
                 return allocation
 
-    def _execute(self, run: Run) -> None:
-        run.execute()
+    def _execute(self, run: Run, slot: Slot) -> None:
+        run.execute(lambda: self._exited(run, slot))
         with self._lock:
             if self.runs.get(run.claimed.id) is run:
                 del self.runs[run.claimed.id]
             self._cleaning += 1
+        run.wipe()
         self.ledger.release(run.claimed.id, token=run.claimed.token)
+        self.tools.uploads.leave(run.execution.folder.name)
         self._wake.set()
         if not run.clean():
             self._litter.set()
         with self._lock:
             self._cleaning -= 1
+
+    def _exited(self, run: Run, slot: Slot) -> None:
+        """Its container runs no more: but for its disk, what it had is for others while its outputs are uploaded."""
+        self.tools.uploads.enter(run.execution.folder.name)  # first: no claim may slip in between
+        self.ledger.keep_disk(run.claimed.id, token=run.claimed.token)
+        slot.leave()
+        self._wake.set()
 
     def _return(self, claimed: Claimed) -> None:
         """A job that this node cannot start now; no attempt used. One that was placed here is not placed at once."""
@@ -350,6 +369,7 @@ class Node:
                 return
             about, lease_s = self._about(), self.tools.config.lease_s
             told = self.tools.yard.renew(self.tools.options.name, about, held, lease_s=lease_s)
+            self._tell_exited({(job_id, held[job_id]) for job_id in held if runs[job_id].exited.is_set()})
         for job_id, what, reason in told:
             run = runs[job_id]
             if run.settling:
@@ -357,6 +377,12 @@ class Node:
             if what == "lost":
                 log.warning("job %s: the lease is lost", job_id)
             run.hear(what, reason)
+
+    def _tell_exited(self, exited: set[tuple[str, str]]) -> None:
+        """With a beat: most that have ended are settled before the next one."""
+        if new := exited - self._told_exited:
+            self.tools.yard.exited(self.tools.options.name, new)
+        self._told_exited = exited
 
     def _without_redis(self) -> None:
         if time.monotonic() - self._heard > self.tools.options.partition_grace_s:
@@ -366,6 +392,7 @@ class Node:
 
     def _about(self) -> Mapping[str, str]:
         options, free, levels = self.tools.options, self.ledger.free(), self.tools.levels
+        uploads = self.tools.uploads
         return {
             "cache": json.dumps(asdict(levels.facts())) if levels else "",
             "near": self._near,
@@ -388,7 +415,8 @@ class Node:
             "gangs": self._gangs,
             "room": self._room(),
             "home": self._home,
-            "state": "DRAINING" if self._closing.is_set() else "READY",
+            "uploads": str(uploads.count),
+            "state": "DRAINING" if self._closing.is_set() else "UPLOADING" if uploads.full else "READY",
         }
 
     def _room(self) -> str:

@@ -25,6 +25,9 @@ class NodeOptions:
     fetch_gib: the most that an input from s3:// or https:// may have. url_hosts: those that https:// may name although
     their addresses are not public. new_store: the yard takes this node's store, whichever it had.
 
+    uploads: outputs of so many attempts go to the store side by side, and as many small ones beside these. With
+    most_uploads attempts whose outputs are not durable yet, the node takes no more jobs.
+
     grace_s: what running jobs get at a drain. stop_grace_s: from SIGTERM to SIGKILL. partition_grace_s: how long jobs
     go on without Redis. most_jobs: at once.
 
@@ -48,6 +51,8 @@ class NodeOptions:
     stop_grace_s: float = 30.0
     partition_grace_s: float = 600.0
     most_jobs: int = 64
+    uploads: int = 4
+    most_uploads: int = 64
     scratch: Path | None = None
     copies_gib: float = 10.0
     copies_memory_mib: int = 0

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -53,6 +53,7 @@ class Kept:
 class Publisher:
     """`publish`, or `salvage`, may be called again after it raised, and goes on where it was.
 
+    on_progress may be set: told how many outputs are kept, and how many bytes were sent, by the thread that sends them.
     limit: what all outputs of the job may have together. confirm: raises unless the job is still this attempt's; called
     right before a destination is written, and again when that takes longer than `fresh_s`, well below the lease.
     stopped: nobody wants the outputs any more.
@@ -71,6 +72,10 @@ class Publisher:
         fresh_s: float,
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
+        self.on_progress: Callable[[int, int], None] = lambda kept, sent: None
+        self._sent = 0
+        self.elsewhere = False
+        """what it does is at a destination, and not at the yard's store"""
         self._blobs, self._job, self._work = blobs, job, work
         self._mark, self._secrets, self._confirm, self._stopped = mark, secrets, confirm, stopped
         self._fresh_s, self._limit = fresh_s, limit
@@ -114,6 +119,14 @@ class Publisher:
         self.clean()
         return self._kept, [lack for lack in self._lacks.values() if lack]
 
+    def weigh(self) -> int:
+        """Bytes that there are to be sent, as far as that can be told."""
+        found = 0
+        for name, output in self._job.outputs.items():
+            with suppress(BatchyardError):
+                found += size_of(self._work, _below_work(output), name)
+        return found
+
     @property
     def salvaged(self) -> dict[str, Kept]:
         return self._kept
@@ -151,7 +164,7 @@ class Publisher:
             )
 
     def _place(self, name: str) -> None:
-        delivery = self._deliveries[name]
+        delivery, self.elsewhere = self._deliveries[name], True
         with _of(name):
             delivery.place(self._confirm, fresh_s=self._fresh_s)
         self._kept[name] = replace(self._kept[name], uri=str(delivery.target))
@@ -166,13 +179,21 @@ class Publisher:
 
     def _keep(self, name: str, output: Output) -> None:
         path = _below_work(output)
-        blob = publish(self._blobs, self._work, path, name)
+        self.elsewhere, self._sent = False, sum(kept.blob.size for kept in self._kept.values())
+        blob = publish(self._blobs, self._work, path, name, on_bytes=self._heard)
         if output.to is not None:
-            place = parse_s3(output.to)
+            place, self.elsewhere = parse_s3(output.to), True
             if name not in self._deliveries:
                 self._deliveries[name] = self._begun(output, place, _target(place, path, blob))
             self._deliveries[name].upload(self._blobs, self._work, globs.split(path)[0], blob)
         self._kept[name] = Kept(blob=blob)
+        self.on_progress(len(self._kept), self._sent)
+
+    def _heard(self, count: int) -> None:
+        if self._stopped():
+            raise OutputError("it was not kept: the job was told to stop")
+        self._sent += count
+        self.on_progress(len(self._kept), self._sent)
 
     def _begun(self, output: Output, place: S3Uri, target: S3Uri) -> Delivery:
         assert output.credentials is not None

@@ -49,7 +49,7 @@ class Run:
     ) -> None:
         self.claimed, self.job, self.allocation = claimed, job, allocation
         self._tools, self._document = tools, document
-        self.execution = Execution(tools, claimed, job, allocation, container, self._started)
+        self.execution = Execution(tools, claimed, job, allocation, container, self._started, self._exited)
         # Celery's task, whose result is a job's: the one member that is main, and no child of an array
         self._leads = claimed.index is None and (claimed.member is None or claimed.member.is_main)
         self.view = TaskView(
@@ -61,8 +61,9 @@ class Run:
             stop=lambda: self.stop(Stop.CANCEL, "terminated"),
             drain=lambda: self.stop(Stop.DRAIN),
         )
-        self.over = threading.Event()
+        self.over, self.exited = threading.Event(), threading.Event()
         self.settling = False
+        self._on_exit: Callable[[], None] = lambda: None
 
     def stop(self, stop: Stop, why: str = "", *, grace_s: float | None = None, first_signal: str = "SIGTERM") -> None:
         """SIGTERM now, SIGKILL after the grace; what does not run yet will not be started."""
@@ -77,8 +78,13 @@ class Run:
         elif self.execution.stopped is None:
             self.stop(STOPS[what], text)
 
-    def execute(self) -> None:
-        """Never raises. Returns when the job is settled, given back, or not ours any more."""
+    def execute(self, on_exit: Callable[[], None] = lambda: None) -> None:
+        """Never raises. Returns when the job is settled, given back, or not ours any more.
+
+        on_exit: called once, when its container runs no more, which may be long before.
+        """
+
+        self._on_exit = on_exit
         try:
             self._tools.reporter.received(self.view)
             end = self.execution.run()
@@ -91,9 +97,12 @@ class Run:
             self.over.set()
             self._tools.live.end(self.claimed.job_id if self._leads else self.claimed.id)
 
-    def clean(self) -> bool:
-        """Removes container and files. False: the engine did not remove it now, the node's sweep has to."""
+    def wipe(self) -> None:
+        """Removes its files. Before `clean`."""
         shutil.rmtree(self.execution.folder, ignore_errors=True)
+
+    def clean(self) -> bool:
+        """Removes its container. False: the engine did not remove it now, the node's sweep has to."""
         try:
             self.execution.remove()
         except BatchyardError as error:
@@ -125,6 +134,10 @@ class Run:
         while not self.over.wait(0.5) and not self.settling:
             with suppress(BrokerUnavailable):
                 return self._tell_start(at, address)
+
+    def _exited(self) -> None:
+        self.exited.set()
+        self._on_exit()
 
     # -- settle
     def _settle(self, end: Finished) -> None:

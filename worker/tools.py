@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from batchyard.broker.config import Config
 from batchyard.broker.followups import Followups
@@ -17,6 +17,7 @@ from .options import NodeOptions
 from .pull import Puller
 from .report import Reporter
 from .staging import Stage
+from .uploads import Uploads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,7 @@ class Tools:
     live: LiveShipper
     reporter: Reporter
     levels: Levels | None = None
+    uploads: Uploads = field(default_factory=Uploads)
     tenant: str = ""
 
     def of(self, tenant: str) -> Tools:

@@ -201,6 +201,8 @@ def nodes(doors: Doors, as_json: bool) -> None:
 
 def _doing(node: NodeView) -> str:
     kept_for = node.about.get("reserved", "").partition(" ")[0]
+    if node.up and node.about.get("state") == "UPLOADING":
+        return f"full, {node.about.get('uploads')} uploads"
     return "silent" if not node.up else f"kept for {show.shortened(kept_for, 9)}" if kept_for else "up"
 
 

@@ -13,7 +13,7 @@ local AT_ONCE_MEMBERS = 128                    -- members placed in one call, bu
 local FIRST_NODES = 64                         -- nodes looked at for the first gang; doubled while they do not suffice
 
 local ABOUT = {'vcpus', 'memory_mib', 'gpus', 'disk_gib', 'b:mc', 'b:mem', 'b:gpu', 'b:disk', 'queues', 'gangs',
-  'most_jobs', 'placed', 'reserved', 'gpu_types', 'environment', 'takes'}
+  'most_jobs', 'placed', 'reserved', 'gpu_types', 'environment', 'takes', 'b:exited'}
 
 local function one_node(name, least_mc)
   local q = redis.call('HMGET', K.node(name), 'state', 'vcpus', 'b:mc')
@@ -27,7 +27,7 @@ local function one_node(name, least_mc)
   free.types = {}                              -- of which type those in use are is the node's to say: the fewest
   for kind, n in pairs(total.types) do free.types[kind] = n - math.max(0, tonumber(h[7]) or 0) end
   return {name = name, total = total, free = free, environment = h[15], queues = ',' .. (h[16] or h[9] or '') .. ',',
-    domain = h[10] or '', most = tonumber(h[11]), placed = h[12],
+    domain = h[10] or '', most = tonumber(h[11]), placed = h[12], exited = tonumber(h[17]) or 0,
     kept_for = h[13] and string.match(h[13], '^(%S+) ')}
 end
 
@@ -49,7 +49,7 @@ local function serves(node, queue)
 end
 
 local function has_slot(node)
-  return not node.most or redis.call('SCARD', K.node_jobs(node.name)) < node.most
+  return not node.most or redis.call('SCARD', K.node_jobs(node.name)) - node.exited < node.most
 end
 
 -- A node of a later environment takes a member once the gang has been ready for a while.

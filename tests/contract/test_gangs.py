@@ -67,6 +67,56 @@ def test_a_repeated_claim_books_once_and_a_repeated_end_gives_back_once(sim: Sim
     assert sim.yard.record(second).state == "RUNNABLE"
 
 
+def test_what_has_ended_and_uploads_its_outputs_holds_its_disk_only(sim: SimYard) -> None:
+    first, second = sim.submit(vcpus=1.5, memory_mib=100, disk_gib=2), sim.submit(vcpus=1, memory_mib=50, disk_gib=1)
+    node = sim.nodes[0]
+    node.claim()
+    token = node.held[first].token
+    for _ in range(2):  # said again
+        node.exited(first)
+    sim.yard.exited(node.name, [(second, "0:nobody"), ("no such job", token)])
+    sim.yard.exited("n1", [(second, node.held[second].token)])
+    assert node.booked() == {"mc": 1000, "mem": 50, "disk": 3072, "exited": 1}
+    assert node.settle(first)
+    assert node.booked() == {"mc": 1000, "mem": 50, "disk": 1024, "exited": 0}
+    sim.yard.exited(node.name, [(first, token)])  # it was on its way
+    node.exited(second)
+    assert node.give_back(second)
+    assert node.booked() == {}
+    node.claim()
+    assert node.booked() == {"mc": 1000, "mem": 50, "disk": 1024}, "a new run of it holds all again"
+    node.exited(second)
+    node.die()
+    sim.tick()
+    assert node.booked() == {}
+    sim.nodes[1].claim()
+    assert sim.nodes[1].booked() == {"mc": 1000, "mem": 50, "disk": 1024}
+
+
+def test_a_gang_is_placed_where_others_only_upload_their_outputs(sim: SimYard) -> None:
+    for node in sim.nodes:
+        node.most_jobs = 1
+        node.beat()
+        sim.submit(vcpus=4)
+        assert len(node.claim(count=1)) == 1
+    job_id = sim.submit(nodes=2, vcpus=4)
+    assert sim.place() == []
+    for node in sim.nodes[1:3]:
+        node.exited(next(iter(node.held)))
+    assert sim.place() == [job_id]
+    assert sim.where(job_id) == ["n1", "n2"]
+    assert [node.booked()["mc"] for node in sim.nodes] == [4000] * 4
+    sim.claim()
+    sim.nodes[1].exited(f"{job_id}#0")
+    sim.nodes[2].die()
+    sim.tick()
+    sim.obey()
+    for node in sim.nodes:
+        for job in list(node.held):
+            node.settle(job)
+    assert [node.booked() for node in sim.nodes] == [{}] * 4
+
+
 # -- placement
 
 
@@ -121,8 +171,8 @@ def test_what_jobs_of_other_kinds_hold_counts(sim: SimYard) -> None:
 
 @pytest.mark.parametrize(
     "how",
-    [{"state": "DRAINING"}, {"queues": "gpu"}, {"queues": ""}, {"takes": ""}, {"vcpus": 1}, {"memory_mib": 32},
-     {"most_jobs": 0}, {"domain": "other"}],
+    [{"state": "DRAINING"}, {"state": "UPLOADING"}, {"queues": "gpu"}, {"queues": ""}, {"takes": ""}, {"vcpus": 1},
+     {"memory_mib": 32}, {"most_jobs": 0}, {"domain": "other"}],
 )  # fmt: skip
 def test_a_node_that_does_not_serve_takes_no_member(sim: SimYard, how: dict[str, object]) -> None:
     for name, value in how.items():
@@ -506,6 +556,8 @@ def _one_move(sim: SimYard, rnd: random.Random, ids: list[str], plain: set[str],
         may_start = job_id in plain or (job.member is not None and job.member.is_main)
         if state == "STARTING" and may_start:
             node.start(job_id)
+        elif state == "RUNNING" and rnd.random() < 0.3:
+            node.exited(job_id)
         elif rnd.random() < 0.3 and not calm:
             node.give_back(job_id, counted=rnd.random() < 0.5)
         elif state == "RUNNING":

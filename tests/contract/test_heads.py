@@ -96,6 +96,9 @@ def test_a_first_job_without_a_node_for_it_is_blocked_since_then_and_an_event_sa
     heads.look(yard.config())
     assert told(yard)["code"] == ""  # it waits for its turn
     assert heads.snapshot("cpu").blocked == ""
+    beat(yard, state="UPLOADING")
+    heads.look(yard.config())
+    assert told(yard)["code"] == "", "and for what has ended to be uploaded"
 
 
 def test_when_it_is_blocked_for_too_long_it_is_cancelled_as_aws_does_it_and_the_next_one_begins_anew(

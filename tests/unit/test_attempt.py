@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,15 +12,17 @@ from typing import Any, cast
 import pytest
 
 from batchyard.broker.config import single_machine
-from batchyard.broker.errors import EngineUnavailable, OutputError
+from batchyard.broker.errors import EngineUnavailable, OutputError, StoreUnavailable
 from batchyard.broker.job import Job
 from batchyard.broker.record import Claimed
-from batchyard.broker.seal import KeyRing
+from batchyard.broker.seal import KeyRing, Readable
 from batchyard.cache.copies import LocalCopies
 from batchyard.cache.disk import DirectoryStore
 from batchyard.cache.folder import Folder
 from batchyard.cache.index import Index
+from batchyard.cache.memory import MemoryStore
 from batchyard.cache.sealed import BlobStore
+from batchyard.worker import attempt
 from batchyard.worker.attempt import Execution, Finished
 from batchyard.worker.capture import LogPoller
 from batchyard.worker.engine.fake import FakeEngine, Running
@@ -30,6 +33,7 @@ from batchyard.worker.outcome import Fate, Stop
 from batchyard.worker.pull import Puller
 from batchyard.worker.staging import Stage
 from batchyard.worker.tools import Tools
+from batchyard.worker.uploads import FREE_BYTES, Uploads
 from yardtest.wait import until
 
 COPIES_BYTES = 1 << 20
@@ -96,7 +100,7 @@ def execution(tools: Tools, command: str, *, on_start: Callable[[float], None] |
     job = Job.parse({"image": "i", "command": command.split(), "user": None, "inputs": more.get("inputs", {})})
     allocation = Allocation(job_id="j", token="1:c", demand=Demand(vcpus=1, memory_mib=64), gpus=())
     container = more.get("container")
-    return Execution(tools, CLAIMED, job, allocation, container, on_start or (lambda at: None))
+    return Execution(tools, CLAIMED, job, allocation, container, on_start or (lambda at: None), *more.get("exits", ()))
 
 
 def in_thread(one: Execution) -> Callable[[], Finished]:
@@ -194,3 +198,151 @@ def test_outputs_are_written_also_when_redis_was_not_told_that_a_member_runs(too
     with pytest.raises(OutputError):
         lost._confirm()
     assert lost.stopped is Stop.LOST
+
+
+# -- after its end
+
+
+class Gated(MemoryStore):
+    """Takes nothing before `gate`, but `reads_first` if so; `away` so many times."""
+
+    reads_first, away = False, 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+
+    def put_if_absent(self, name: str, source: Readable, size: int) -> bool:
+        if self.reads_first:
+            source = io.BytesIO(io.BufferedReader(cast(Any, Whole(source))).read())
+        assert self.gate.wait(20)
+        if self.away:
+            self.away -= 1
+            raise StoreUnavailable("the store does not answer")
+        return super().put_if_absent(name, source, size)
+
+
+class Whole(io.RawIOBase):
+    """A source as a file."""
+
+    def __init__(self, source: Readable) -> None:
+        self._source = source
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        return self._source.readinto(memoryview(buffer)) or 0
+
+
+class Listens:
+    """A yard that hears what a job does."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def progress(self, job_id: str, text: str) -> None:
+        self.said.append(text)
+
+
+def uploader(
+    tools: Tools, engine: Flaky, store: Gated, *, outputs: int = 1, inputs: dict[str, str] | None = None
+) -> tuple[Execution, Listens, threading.Event]:
+    """An attempt that writes outputs of 2 MB, what it says, and whether its container has ended."""
+
+    def program(run: Running) -> int:
+        work = Path(next(b.source for b in run.spec.binds if b.target == "/work"))
+        for n in range(outputs):
+            (work / str(n)).write_bytes(bytes([n]) * 2_000_000)
+        return 0
+
+    engine.program("work", program)
+    heard = Listens()
+    with_store = replace(tools, blobs=BlobStore(store, KeyRing.new()), yard=cast(Any, heard))
+    names = {f"o{n}": f"/work/{n}" for n in range(outputs)}
+    job = Job.parse({"image": "i", "command": ["work"], "user": None, "outputs": names, "inputs": inputs or {}})
+    allocation = Allocation(job_id="j", token="1:c", demand=Demand(vcpus=1, memory_mib=64), gpus=())
+    exited = threading.Event()
+    return Execution(with_store, CLAIMED, job, allocation, None, lambda at: None, exited.set), heard, exited
+
+
+def test_an_attempt_says_that_its_container_has_ended_before_it_uploads_and_unpins_its_inputs(
+    tools: Tools, engine: Flaky
+) -> None:
+    store, blob = Gated(), tools.blobs.put_bytes(b"x")
+    store.reads_first = True
+    one, heard, exited = uploader(tools, engine, store, outputs=2, inputs={"/in/x": blob.digest})
+    join = in_thread(one)
+    assert exited.wait(10)
+    assert tools.stage.copies.counts.held_bytes
+    assert not tools.stage.copies.is_pinned(blob.digest)
+    until(lambda: "uploads outputs (0 of 2, 2.0 MB of 4.0 MB)" in heard.said, "it says how far it is")
+    store.gate.set()
+    end = join()
+    assert end.outcome.fate is Fate.SUCCEEDED
+    assert sorted(end.outputs) == ["o0", "o1"]
+    assert heard.said[-1] == ""
+
+
+def test_outputs_wait_for_a_store_that_is_away_and_say_so(tools: Tools, engine: Flaky) -> None:
+    store = Gated()
+    store.away = 2
+    store.gate.set()
+    one, heard, _ = uploader(tools, engine, store)
+    end = one.run()
+    assert (end.outcome.fate, sorted(end.outputs)) == (Fate.SUCCEEDED, ["o0"])
+    assert heard.said == ['waits to upload its outputs: output "o0": the store does not answer', ""]
+
+
+def test_outputs_that_the_store_does_not_take_for_too_long_fail_the_job(
+    tools: Tools, engine: Flaky, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempt, "UPLOAD_PATIENCE_S", 0)
+    monkeypatch.setattr(attempt, "STORE_PATIENCE_S", 0)
+    store = Gated()
+    store.away = 1000
+    store.gate.set()
+    one, _, exited = uploader(tools, engine, store)
+    end = one.run()
+    assert end.outcome.fate is Fate.FAILED
+    assert end.outcome.reason.startswith('output "o0": the store does not answer')
+    assert exited.is_set()
+
+
+def test_a_stop_ends_an_upload(tools: Tools, engine: Flaky) -> None:
+    store = Gated()
+    one, _, exited = uploader(tools, engine, store)
+    join = in_thread(one)
+    assert exited.wait(10)
+    one.stop(Stop.CANCEL, "not wanted", grace_s=1, first_signal="SIGTERM")
+    store.gate.set()
+    end = join()
+    assert (end.outcome.fate, end.outputs) == (Fate.REVOKED, {})
+    assert end.log is not None
+    assert list(store.names()) == [one._tools.blobs._ring.name(end.log.digest)]
+
+
+def test_a_stop_ends_the_wait_for_a_turn(tools: Tools, engine: Flaky) -> None:
+    store = Gated()
+    store.gate.set()
+    one, heard, _ = uploader(replace(tools, uploads=Uploads(at_once=1)), engine, store)
+    with one._tools.uploads.turn("other", FREE_BYTES + 1, stopped=lambda: False, waits=lambda ahead: None):
+        join = in_thread(one)
+        until(lambda: heard.said == ["waits to upload: 1 before it"], "it waits")
+        one.stop(Stop.CANCEL, "not wanted", grace_s=1, first_signal="SIGTERM")
+        assert join().outcome.fate is Fate.REVOKED
+
+
+def test_a_container_that_may_still_run_is_not_said_to_have_ended(
+    tools: Tools, engine: Flaky, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempt, "ENGINE_PATIENCE_S", 0)
+    engine.starts = 1
+    exited = threading.Event()
+    one = execution(tools, "sleep 60", exits=[exited.set])
+    assert one.run().outcome.fate is Fate.INTERRUPTED
+    assert not exited.is_set()
+    one.remove()
+    never = execution(tools, "sleep 60", exits=[exited.set], inputs={"/in/x": "sha256:" + "0" * 64})
+    assert never.run().outcome.fate is Fate.FAILED
+    assert exited.is_set(), "and one that never ran has nothing"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from batchyard.broker.errors import DiskFull, IntegrityError, NotFound, StoreUnavailable
 from batchyard.broker.seal import KeyRing, Readable
+from batchyard.cache import fill
 from batchyard.cache.bounded import Bounded
 from batchyard.cache.counted import Counted
 from batchyard.cache.index import Index
@@ -212,6 +214,57 @@ def test_a_near_store_that_hangs_holds_up_a_put_for_a_moment_only(far: Moody) ->
     near.let_go.set()
     assert tiered.settle(30)
     assert list(near.names()) == []
+
+
+def test_a_near_store_that_is_slow_holds_up_a_put_for_a_moment_only(
+    far: Moody, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fill, "_PATIENCE_S", 0.2)
+
+    class Slow(Moody):
+        given, over = 0, threading.Event()
+
+        def put_if_absent(self, name: str, source: Readable, size: int) -> bool:
+            while source.readinto(memoryview(bytearray(1 << 20))):
+                self.given += 1
+                self.over.wait(0.05)  # 20 MiB a second
+            raise AssertionError("it would have been given to the end")
+
+    near = Slow()
+    tiered = Tiered(near, far)
+    data = bytes(80 << 20)
+    assert put(tiered, ONE, data)
+    assert near.given < 60, "it was not waited for, but for what a pipe takes ahead and a moment"
+    near.over.set()
+    assert tiered.settle(30)
+    assert far.stat(ONE) == len(data)
+
+
+def test_a_near_store_that_takes_no_more_holds_up_only_the_first_of_many_puts(
+    far: Moody, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fill, "_PATIENCE_S", 0.2)
+
+    class Stuck(Moody):
+        let_go = threading.Event()
+
+        def put_if_absent(self, name: str, source: Readable, size: int) -> bool:
+            self.let_go.wait(30)
+            return super().put_if_absent(name, source, size)
+
+    near = Stuck()
+    tiered = Tiered(near, far)
+    began = time.monotonic()
+    for number in range(60):
+        assert put(tiered, f"{number:064x}", b"x")
+    assert time.monotonic() - began < 5, "and not 0.2 s for each of them"
+    near.let_go.set()
+    assert tiered.settle(30)
+    assert len(list(far.names())) == 60
+    assert len(list(near.names())) == 8
+    assert put(tiered, "f" * 64, b"x")
+    assert tiered.settle(30)
+    assert near.stat("f" * 64) == 1, "there is a place again"
 
 
 def test_what_is_deleted_does_not_come_back_from_a_fill(far: Moody) -> None:

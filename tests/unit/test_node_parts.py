@@ -50,10 +50,10 @@ def test_a_slot_without_a_thread_is_still_free(monkeypatch: pytest.MonkeyPatch) 
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", no_thread)
         with pytest.raises(RuntimeError):
-            slots.run(lambda: None)
+            slots.run(lambda slot: None)
     assert slots.free() == 2
     ran = threading.Event()
-    slots.run(ran.set)
+    slots.run(lambda slot: ran.set())
     assert ran.wait(10)
 
 

@@ -70,10 +70,11 @@ def test_the_node_that_is_nearest_to_taking_the_job_comes_first() -> None:
     busy = Amounts(vcpus=0, memory_mib=4096, gpus=0, disk_gib=10)
     nodes = (
         node("small", total=busy), node("leaving", draining=True), node("full", jobs=64),
+        node("uploading", uploads=70, uploads_full=True),
         node("busy", free=busy, jobs=1), node("idle"), node("new", total=None, free=None),
     )  # fmt: skip
     told = [one.details.get("node") for one in explain(facts(nodes=nodes))]
-    assert told == ["idle", "busy", "full", "leaving", "new", "small"]
+    assert told == ["idle", "busy", "full", "uploading", "leaving", "new", "small"]
 
 
 def test_a_thousand_nodes_are_counted_and_not_listed() -> None:

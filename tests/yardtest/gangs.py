@@ -80,6 +80,10 @@ class SimNode:
     def start(self, job_id: str, *, address: str = "10.0.0.1") -> bool:
         return self.yard.start(self.held[job_id], started_s=5.0, celery="{}", expires_s=60, address=address)
 
+    def exited(self, job_id: str) -> None:
+        """Its container has ended; its outputs are being uploaded."""
+        self.yard.exited(self.name, [(job_id, self.held[job_id].token)])
+
     def settle(self, job_id: str, *, well: bool = True) -> bool:
         state, code = (State.SUCCEEDED, 0) if well else (State.FAILED, 1)
         fields = {"reason": "it ended", "exit_code": str(code), "ended": "9000", "log": f"sha256:{job_id}"}

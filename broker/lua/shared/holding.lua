@@ -10,6 +10,8 @@ end
 
 -- What the jobs that a node holds ask for together stands in its own hash, so that Redis can tell what it has free:
 -- `b:mc`, `b:mem`, `b:gpu`, `b:disk`; absent when it holds nothing. The node's own ledger is free a little later.
+-- A job with `exited` on its record has ended there and uploads its outputs: of its demand only the disk is in these, and
+-- `b:exited` counts such jobs.
 local RESOURCES = {'mc', 'mem', 'gpu', 'disk'}
 
 local function hold(id, node, deadline, demand)
@@ -35,7 +37,7 @@ end
 local function free_room(node, demand)
   local about = K.node(node)
   if redis.call('EXISTS', K.node_jobs(node)) == 0 then
-    redis.call('HDEL', about, 'b:mc', 'b:mem', 'b:gpu', 'b:disk')
+    redis.call('HDEL', about, 'b:mc', 'b:mem', 'b:gpu', 'b:disk', 'b:exited')
   else
     for k, name in ipairs(RESOURCES) do
       if demand[k] and demand[k] ~= '0' then redis.call('HINCRBY', about, 'b:' .. name, '-' .. demand[k]) end
@@ -49,12 +51,14 @@ end
 local function unlease(id, node, unused)
   redis.call('ZREM', K.leases, id)
   local job = K.job(id)
-  local h = redis.call('HMGET', job, 'mc', 'mem', 'gpu', 'disk', 'holding', 'queue', 'share', 'tokens', 'def')
+  local h = redis.call('HMGET', job, 'mc', 'mem', 'gpu', 'disk', 'holding', 'queue', 'share', 'tokens', 'def', 'exited')
   if h[5] then
     redis.call('HDEL', job, 'holding')
     give_hold({queue = h[6], mc = tonumber(h[5]), share = h[7], tokens = h[8], definition = h[9]}, not unused)
   end
+  if h[10] then redis.call('HDEL', job, 'exited') end
   if not node or redis.call('SREM', K.node_jobs(node), id) == 0 then return false end
-  free_room(node, h)
+  if h[10] then redis.call('HINCRBY', K.node(node), 'b:exited', -1) end
+  free_room(node, h[10] and {'0', '0', '0', h[4]} or h)
   return true
 end
