@@ -46,20 +46,18 @@ from .gang import GangNetwork, quietly
 from .image_blob import ImageBlob
 from .ledger import Allocation
 from .outcome import Fate, Outcome, Stop, decide
-from .progress import Progress
-from .publish import Kept, Limit, Publisher, weight_of
+from .progress import Progress, uploaded
+from .publish import Kept, Limit, Publisher
 from .reuse import Reuse, Reused, identity, obstacle
 from .sources import Source, look_up
 from .staging import secrets_of, work_directory
 from .tools import Tools
-from .uploads import FILE_BYTES
 from .writable import writable
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 STORE_PATIENCE_S, ENGINE_PATIENCE_S = 120.0, 600.0
 UPLOAD_PATIENCE_S = 3600.0  # for the yard's store: outputs that wait for it hold their disk, and nothing else
-PROGRESS_S = 2.0
 LOG_TAIL_BYTES = 4096
 STOPS = {"lost": Stop.LOST, "cancel": Stop.CANCEL, "halt": Stop.HALT}
 """What a heartbeat tells of a job, by how it is stopped for it."""
@@ -84,7 +82,11 @@ class Finished:
 
 
 class Execution:
-    """`run` is called once; `stop` from any thread. `started` is called when the container runs."""
+    """`run` is called once; `stop` from any thread.
+
+    on_start: called when the container runs. on_exit: once, when it runs no more or never will, before outputs and log
+    are uploaded.
+    """
 
     def __init__(
         self,
@@ -94,6 +96,7 @@ class Execution:
         allocation: Allocation,
         container: str | None,
         on_start: Callable[[float], None],
+        on_exit: Callable[[], None] = lambda: None,
     ) -> None:
         self._tools, self._claimed, self._job = tools, claimed, job
         self._allocation, self._on_start = allocation, on_start
@@ -104,9 +107,9 @@ class Execution:
         self._made = [container] if container is not None else []  # containers that may still be there
         self._stop: Stop | None = None
         self._why = self._told = ""
-        self._tries = self._kept = self._to_send = 0
-        self._exited_s = self._shown_s = 0.0  # by the monotonic clock
-        self._on_exit: Callable[[], None] | None = None
+        self._tries = self._kept = 0
+        self._exited_s = 0.0  # by the monotonic clock
+        self._on_exit: Callable[[], None] | None = on_exit
         self._secrets: dict[str, str] = {}
         self._going, self._main_at = threading.Event(), ""
         self._network = _gang_network(tools, claimed, job)
@@ -173,12 +176,8 @@ class Execution:
             self._over.wait(0.5)
 
     # -- on the slot's thread
-    def run(self, on_exit: Callable[[], None] = lambda: None) -> Finished:
-        """What goes wrong becomes the outcome's reason; nothing is raised for it.
-
-        on_exit: called once, when its container runs no more or never will: before outputs and log are uploaded.
-        """
-        self._on_exit = on_exit
+    def run(self) -> Finished:
+        """What goes wrong becomes the outcome's reason; nothing is raised for it."""
         exit: Exit | None = None
         error: BatchyardError | None = None
         outputs: dict[str, Kept] = {}
@@ -196,6 +195,7 @@ class Execution:
             error = self._fault(caught)
         self._has_exited(exit)
         self._over.set()
+        self._doing("")
         ended = exit.finished_at if exit is not None else time.time()
         outcome = decide(
             exit=exit,
@@ -208,13 +208,15 @@ class Execution:
         )
         if outcome.fate is Fate.FAILED and exit is not None:
             outputs, lacks = self._salvaged()
-            outcome = _with(outcome, *(lack for lack in lacks if lack not in outcome.reason))
+            more = [lack for lack in lacks if lack not in outcome.reason]
+            outcome = replace(outcome, reason="; ".join([outcome.reason, *more]))
         if outcome.fate is Fate.SUCCEEDED and self._reused is not None:
             outcome = replace(outcome, reason=f"not run: its outputs are those of the identical job {self.reused}")
         blob, tail, lack = self._keep_log(capture, outcome)
-        self._doing("")
+        if lack:
+            outcome = replace(outcome, reason=f"{outcome.reason}; its log could not be kept: {lack}")
         return Finished(
-            outcome=_with(outcome, f"its log could not be kept: {lack}") if lack else outcome,
+            outcome=outcome,
             started=self.started,
             ended=ended,
             outputs=outputs,
@@ -237,7 +239,7 @@ class Execution:
         """Tells it once. A container that may still run, on an engine that is away, keeps what it has."""
         if self._on_exit is not None and (exit is not None or not self._made):
             on_exit, self._on_exit = self._on_exit, None
-            self._exited_s = self._shown_s = time.monotonic()
+            self._exited_s = time.monotonic()
             on_exit()
 
     def remove(self) -> None:
@@ -473,7 +475,14 @@ class Execution:
         return capture
 
     def _published(self) -> dict[str, Kept]:
-        return self._uploaded(self._publisher(), Publisher.publish) if self._job.outputs else {}
+        if not self._job.outputs:
+            return {}
+        publisher = self._publisher()
+        try:
+            return self._uploaded(publisher, publisher.publish)
+        except BaseException:
+            publisher.clean()
+            raise
 
     def _salvaged(self) -> tuple[dict[str, Kept], list[str]]:
         """What is kept of a job that has failed for good, and why not more."""
@@ -481,9 +490,41 @@ class Execution:
             return {}, []
         publisher = self._publisher()
         try:
-            return self._uploaded(publisher, Publisher.salvage)
+            return self._uploaded(publisher, publisher.salvage)
         except Exception as caught:
+            publisher.clean()
             return publisher.salvaged, [f"not all outputs could be kept: {self._fault(caught)}"]
+
+    def _uploaded(self, publisher: Publisher, act: Callable[[], T]) -> T:
+        """In its turn. The yard's store is waited for for UPLOAD_PATIENCE_S, a destination as anything else is."""
+        patience, uploads, size = _Patience(), self._tools.uploads, publisher.weigh()
+
+        def until(error: BatchyardError) -> float:
+            if publisher.elsewhere or not isinstance(error, StoreUnavailable):
+                return patience.until(error)
+            self._doing(f"waits to upload its outputs: {error}")
+            return uploads.refused(self._exited_s) + UPLOAD_PATIENCE_S
+
+        def hear(kept: int, sent: int) -> None:
+            if kept > self._kept:
+                self._kept = kept
+                uploads.taken()
+            progress.hear(f"{kept} of {len(self._job.outputs)}", sent, size)
+
+        try:
+            with self._turn(size), Progress(self._doing, words=uploaded) as progress:
+                publisher.on_progress = hear
+                return self._patiently(act, until)
+        finally:
+            self._doing("")
+
+    def _turn(self, size: int) -> AbstractContextManager[None]:
+        return self._tools.uploads.turn(
+            self.folder.name,
+            size,
+            stopped=lambda: self._given_up,
+            waits=lambda ahead: self._doing(f"waits to upload: {ahead} before it"),
+        )
 
     def _publisher(self) -> Publisher:
         tools, claimed = self._tools, self._claimed
@@ -499,48 +540,12 @@ class Execution:
             confirm=self._confirm,
             fresh_s=tools.config.lease_s / 3,
             stopped=lambda: self._given_up,
-            on_progress=self._uploading,
         )
-
-    def _uploaded(self, publisher: Publisher, act: Callable[[Publisher], T]) -> T:
-        """In its turn, and again while the store is away."""
-        weight, patience = weight_of(self._job, self.folder / "work"), _Patience()
-        self._to_send = weight.bytes
-
-        def until(error: BatchyardError) -> float:
-            if publisher.elsewhere or not isinstance(error, StoreUnavailable):
-                return patience.until(error)
-            self._doing(f"waits to upload its outputs: {error}")
-            return self._tools.uploads.refused(self._exited_s) + UPLOAD_PATIENCE_S
-
-        try:
-            with self._turn(weight.bytes + FILE_BYTES * weight.files):
-                return self._patiently(lambda: act(publisher), until)
-        except BaseException:
-            publisher.clean()
-            raise
 
     @property
     def _given_up(self) -> bool:
         """Nobody wants any more of it. Of one whose time is over, what it has written may be wanted."""
         return self._stop not in {None, Stop.TIMEOUT}
-
-    def _turn(self, weight: int) -> AbstractContextManager[None]:
-        return self._tools.uploads.turn(
-            self.folder.name,
-            weight,
-            stopped=lambda: self._given_up,
-            waits=lambda ahead: self._doing(f"waits to upload: {ahead} before it"),
-        )
-
-    def _uploading(self, kept: int, sent: int) -> None:
-        if kept > self._kept:
-            self._kept = kept
-            self._tools.uploads.taken()
-        if time.monotonic() >= self._shown_s + PROGRESS_S:
-            sizes = f"{decimal(sent)} of {decimal(max(sent, self._to_send))}"
-            self._doing(f"uploads outputs ({kept} of {len(self._job.outputs)}, {sizes})")
-            self._shown_s = time.monotonic()
 
     def _confirm(self) -> None:
         """Returns when Redis has said that the job is still ours, with a whole lease ahead. Raises OutputError."""
@@ -619,11 +624,6 @@ class _Patience:
         """By the monotonic clock."""
         since = self._since.setdefault(type(error), time.monotonic())
         return since + (STORE_PATIENCE_S if isinstance(error, StoreUnavailable | CopiesPinned) else ENGINE_PATIENCE_S)
-
-
-def _with(outcome: Outcome, *more: str) -> Outcome:
-    """With further reasons."""
-    return replace(outcome, reason="; ".join([outcome.reason, *more]))
 
 
 def _gang_network(tools: Tools, claimed: Claimed, job: Job) -> GangNetwork | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -24,7 +24,6 @@ from batchyard.cache.deliver import AttemptMark, Delivery
 from batchyard.cache.digest import Blob
 from batchyard.cache.outputs import publish, size_of
 from batchyard.cache.sealed import BlobStore
-from batchyard.cache.weight import Weight, weigh
 
 from .staging import access_of
 
@@ -54,10 +53,10 @@ class Kept:
 class Publisher:
     """`publish`, or `salvage`, may be called again after it raised, and goes on where it was.
 
-    limit: what all outputs of the job may have together. on_progress: told how many outputs are kept, and how many
-    bytes of content are, by the thread that sends them. confirm: raises unless the job is still this attempt's;
-    called right before a destination is written, and again when that takes longer than `fresh_s`, well below the
-    lease. stopped: nobody wants the outputs any more.
+    on_progress may be set: told how many outputs are kept, and how many bytes were sent, by the thread that sends them.
+    limit: what all outputs of the job may have together. confirm: raises unless the job is still this attempt's; called
+    right before a destination is written, and again when that takes longer than `fresh_s`, well below the lease.
+    stopped: nobody wants the outputs any more.
     """
 
     def __init__(
@@ -72,9 +71,9 @@ class Publisher:
         confirm: Callable[[], None],
         fresh_s: float,
         stopped: Callable[[], bool] = lambda: False,
-        on_progress: Callable[[int, int], None] = lambda kept, sent: None,
     ) -> None:
-        self._on_progress, self._sent = on_progress, 0
+        self.on_progress: Callable[[int, int], None] = lambda kept, sent: None
+        self._sent = 0
         self.elsewhere = False
         """what it does is at a destination, and not at the yard's store"""
         self._blobs, self._job, self._work = blobs, job, work
@@ -119,6 +118,14 @@ class Publisher:
                 self._place(name)
         self.clean()
         return self._kept, [lack for lack in self._lacks.values() if lack]
+
+    def weigh(self) -> int:
+        """Bytes that there are to be sent, as far as that can be told."""
+        found = 0
+        for name, output in self._job.outputs.items():
+            with suppress(BatchyardError):
+                found += size_of(self._work, _below_work(output), name)
+        return found
 
     @property
     def salvaged(self) -> dict[str, Kept]:
@@ -180,13 +187,13 @@ class Publisher:
                 self._deliveries[name] = self._begun(output, place, _target(place, path, blob))
             self._deliveries[name].upload(self._blobs, self._work, globs.split(path)[0], blob)
         self._kept[name] = Kept(blob=blob)
-        self._on_progress(len(self._kept), self._sent)
+        self.on_progress(len(self._kept), self._sent)
 
     def _heard(self, count: int) -> None:
         if self._stopped():
             raise OutputError("it was not kept: the job was told to stop")
         self._sent += count
-        self._on_progress(len(self._kept), self._sent)
+        self.on_progress(len(self._kept), self._sent)
 
     def _begun(self, output: Output, place: S3Uri, target: S3Uri) -> Delivery:
         assert output.credentials is not None
@@ -197,12 +204,6 @@ class Publisher:
         delivery = Delivery(bucket, target, temporary=f"{mine}{len(self._deliveries)}/", stopped=self._stopped)
         delivery.sweep_others(f"{folder}{self._mark.of_job}", keep=mine)
         return delivery
-
-
-def weight_of(job: Job, work: Path) -> Weight:
-    """What there is to be sent of a job that has ended, as far as it can be told; for a pattern all of its folder."""
-    paths = (globs.split(_below_work(output))[0] for output in job.outputs.values())
-    return sum((weigh(work, path) for path in paths), Weight())
 
 
 def _below_work(output: Output) -> str:

@@ -49,7 +49,7 @@ class Run:
     ) -> None:
         self.claimed, self.job, self.allocation = claimed, job, allocation
         self._tools, self._document = tools, document
-        self.execution = Execution(tools, claimed, job, allocation, container, self._started)
+        self.execution = Execution(tools, claimed, job, allocation, container, self._started, self._exited)
         # Celery's task, whose result is a job's: the one member that is main, and no child of an array
         self._leads = claimed.index is None and (claimed.member is None or claimed.member.is_main)
         self.view = TaskView(
@@ -63,6 +63,7 @@ class Run:
         )
         self.over, self.exited = threading.Event(), threading.Event()
         self.settling = False
+        self._on_exit: Callable[[], None] = lambda: None
 
     def stop(self, stop: Stop, why: str = "", *, grace_s: float | None = None, first_signal: str = "SIGTERM") -> None:
         """SIGTERM now, SIGKILL after the grace; what does not run yet will not be started."""
@@ -83,13 +84,10 @@ class Run:
         on_exit: called once, when its container runs no more, which may be long before.
         """
 
-        def exited() -> None:
-            self.exited.set()
-            on_exit()
-
+        self._on_exit = on_exit
         try:
             self._tools.reporter.received(self.view)
-            end = self.execution.run(exited)
+            end = self.execution.run()
             self.settling = True  # from here on the fence decides, not what is heard of the lease
             self._settle(end)
         except Exception:
@@ -136,6 +134,10 @@ class Run:
         while not self.over.wait(0.5) and not self.settling:
             with suppress(BrokerUnavailable):
                 return self._tell_start(at, address)
+
+    def _exited(self) -> None:
+        self.exited.set()
+        self._on_exit()
 
     # -- settle
     def _settle(self, end: Finished) -> None:

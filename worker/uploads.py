@@ -15,8 +15,6 @@ FREE_BYTES = 1 << 20
 """As little is sent at once, in no line: most logs. 128 of them at one moment take 384 MiB at most, in three copies."""
 SMALL_BYTES = 64 << 20
 """As little does not wait behind what takes an hour: it has a line of its own."""
-FILE_BYTES = 4 << 10
-"""What a file counts beside its bytes: a block of the disk, and some of the time that it takes."""
 
 
 class Line:
@@ -122,7 +120,7 @@ class Uploads:
     ) -> Iterator[None]:
         """Waits until it may send, or until `stopped`, and lets the next one send afterwards.
 
-        weight: bytes, see `FILE_BYTES`. waits: told how many are to be done before, at first and when that changes.
+        weight: bytes. waits: told how many are to be done before, at first and when that changes.
         """
         with self._change():
             self._line.queue(name, weight)

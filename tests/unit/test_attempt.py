@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -99,12 +100,12 @@ def execution(tools: Tools, command: str, *, on_start: Callable[[float], None] |
     job = Job.parse({"image": "i", "command": command.split(), "user": None, "inputs": more.get("inputs", {})})
     allocation = Allocation(job_id="j", token="1:c", demand=Demand(vcpus=1, memory_mib=64), gpus=())
     container = more.get("container")
-    return Execution(tools, CLAIMED, job, allocation, container, on_start or (lambda at: None))
+    return Execution(tools, CLAIMED, job, allocation, container, on_start or (lambda at: None), *more.get("exits", ()))
 
 
-def in_thread(one: Execution, on_exit: Callable[[], None] = lambda: None) -> Callable[[], Finished]:
+def in_thread(one: Execution) -> Callable[[], Finished]:
     ended: list[Finished] = []
-    thread = threading.Thread(target=lambda: ended.append(one.run(on_exit)), daemon=True)
+    thread = threading.Thread(target=lambda: ended.append(one.run()), daemon=True)
     thread.start()
 
     def join() -> Finished:
@@ -203,18 +204,35 @@ def test_outputs_are_written_also_when_redis_was_not_told_that_a_member_runs(too
 
 
 class Gated(MemoryStore):
-    """Takes nothing before `gate`; `away` so many times."""
+    """Takes nothing before `gate`, but `reads_first` if so; `away` so many times."""
+
+    reads_first, away = False, 0
 
     def __init__(self) -> None:
         super().__init__()
-        self.gate, self.away = threading.Event(), 0
+        self.gate = threading.Event()
 
     def put_if_absent(self, name: str, source: Readable, size: int) -> bool:
+        if self.reads_first:
+            source = io.BytesIO(io.BufferedReader(cast(Any, Whole(source))).read())
         assert self.gate.wait(20)
         if self.away:
             self.away -= 1
             raise StoreUnavailable("the store does not answer")
         return super().put_if_absent(name, source, size)
+
+
+class Whole(io.RawIOBase):
+    """A source as a file."""
+
+    def __init__(self, source: Readable) -> None:
+        self._source = source
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        return self._source.readinto(memoryview(buffer)) or 0
 
 
 class Listens:
@@ -244,24 +262,25 @@ def uploader(
     names = {f"o{n}": f"/work/{n}" for n in range(outputs)}
     job = Job.parse({"image": "i", "command": ["work"], "user": None, "outputs": names, "inputs": inputs or {}})
     allocation = Allocation(job_id="j", token="1:c", demand=Demand(vcpus=1, memory_mib=64), gpus=())
-    return Execution(with_store, CLAIMED, job, allocation, None, lambda at: None), heard, threading.Event()
+    exited = threading.Event()
+    return Execution(with_store, CLAIMED, job, allocation, None, lambda at: None, exited.set), heard, exited
 
 
 def test_an_attempt_says_that_its_container_has_ended_before_it_uploads_and_unpins_its_inputs(
-    tools: Tools, engine: Flaky, monkeypatch: pytest.MonkeyPatch
+    tools: Tools, engine: Flaky
 ) -> None:
-    monkeypatch.setattr(attempt, "PROGRESS_S", 0)
     store, blob = Gated(), tools.blobs.put_bytes(b"x")
+    store.reads_first = True
     one, heard, exited = uploader(tools, engine, store, outputs=2, inputs={"/in/x": blob.digest})
-    join = in_thread(one, exited.set)
+    join = in_thread(one)
     assert exited.wait(10)
     assert tools.stage.copies.counts.held_bytes
     assert not tools.stage.copies.is_pinned(blob.digest)
+    until(lambda: "uploads outputs (0 of 2, 2.0 MB of 4.0 MB)" in heard.said, "it says how far it is")
     store.gate.set()
     end = join()
     assert end.outcome.fate is Fate.SUCCEEDED
     assert sorted(end.outputs) == ["o0", "o1"]
-    assert "uploads outputs (1 of 2, 4.0 MB of 4.0 MB)" in heard.said
     assert heard.said[-1] == ""
 
 
@@ -284,7 +303,7 @@ def test_outputs_that_the_store_does_not_take_for_too_long_fail_the_job(
     store.away = 1000
     store.gate.set()
     one, _, exited = uploader(tools, engine, store)
-    end = one.run(exited.set)
+    end = one.run()
     assert end.outcome.fate is Fate.FAILED
     assert end.outcome.reason.startswith('output "o0": the store does not answer')
     assert exited.is_set()
@@ -293,7 +312,7 @@ def test_outputs_that_the_store_does_not_take_for_too_long_fail_the_job(
 def test_a_stop_ends_an_upload(tools: Tools, engine: Flaky) -> None:
     store = Gated()
     one, _, exited = uploader(tools, engine, store)
-    join = in_thread(one, exited.set)
+    join = in_thread(one)
     assert exited.wait(10)
     one.stop(Stop.CANCEL, "not wanted", grace_s=1, first_signal="SIGTERM")
     store.gate.set()
@@ -306,9 +325,9 @@ def test_a_stop_ends_an_upload(tools: Tools, engine: Flaky) -> None:
 def test_a_stop_ends_the_wait_for_a_turn(tools: Tools, engine: Flaky) -> None:
     store = Gated()
     store.gate.set()
-    one, heard, exited = uploader(replace(tools, uploads=Uploads(at_once=1)), engine, store)
+    one, heard, _ = uploader(replace(tools, uploads=Uploads(at_once=1)), engine, store)
     with one._tools.uploads.turn("other", FREE_BYTES + 1, stopped=lambda: False, waits=lambda ahead: None):
-        join = in_thread(one, exited.set)
+        join = in_thread(one)
         until(lambda: heard.said == ["waits to upload: 1 before it"], "it waits")
         one.stop(Stop.CANCEL, "not wanted", grace_s=1, first_signal="SIGTERM")
         assert join().outcome.fate is Fate.REVOKED
@@ -320,10 +339,10 @@ def test_a_container_that_may_still_run_is_not_said_to_have_ended(
     monkeypatch.setattr(attempt, "ENGINE_PATIENCE_S", 0)
     engine.starts = 1
     exited = threading.Event()
-    one = execution(tools, "sleep 60")
-    assert one.run(exited.set).outcome.fate is Fate.INTERRUPTED
+    one = execution(tools, "sleep 60", exits=[exited.set])
+    assert one.run().outcome.fate is Fate.INTERRUPTED
     assert not exited.is_set()
     one.remove()
-    never = execution(tools, "sleep 60", inputs={"/in/x": "sha256:" + "0" * 64})
-    assert never.run(exited.set).outcome.fate is Fate.FAILED
+    never = execution(tools, "sleep 60", exits=[exited.set], inputs={"/in/x": "sha256:" + "0" * 64})
+    assert never.run().outcome.fate is Fate.FAILED
     assert exited.is_set(), "and one that never ran has nothing"

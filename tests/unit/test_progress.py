@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from batchyard.worker.progress import Progress, words
+from batchyard.worker.progress import Progress, fetched, uploaded
 
 
 def test_it_is_told_by_another_thread_at_most_once_a_time_and_logged_less_often() -> None:
@@ -42,6 +42,7 @@ def test_after_its_end_nothing_is_told_any_more() -> None:
 
 
 def test_words_say_how_much_of_what() -> None:
-    assert words("input /in/a", 1_200_000_000, 5_000_000_000) == "fetches 1.2 GB of 5.0 GB of input /in/a"
-    assert words("the image", 2_000, 0) == "fetches 2.0 kB of the image"
-    assert words("input /in/a", 5_000, 5_000) == "has fetched 5.0 kB of input /in/a, and makes it ready"
+    assert fetched("input /in/a", 1_200_000_000, 5_000_000_000) == "fetches 1.2 GB of 5.0 GB of input /in/a"
+    assert fetched("the image", 2_000, 0) == "fetches 2.0 kB of the image"
+    assert fetched("input /in/a", 5_000, 5_000) == "has fetched 5.0 kB of input /in/a, and makes it ready"
+    assert uploaded("3 of 7", 1_200_000_000, 5_000_000_000) == "uploads outputs (3 of 7, 1.2 GB of 5.0 GB)"

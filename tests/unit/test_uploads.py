@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchyard.cache.weight import Weight, weigh
 from batchyard.worker.uploads import FREE_BYTES, SMALL_BYTES, Line, Uploads
 from yardtest.wait import until
 
@@ -133,35 +130,3 @@ def test_patience_with_the_store_counts_from_when_it_went_away_or_the_container_
     assert uploads.refused(150) == 150
     uploads.taken()
     assert uploads.refused(50) == 160
-
-
-# -- how much there is
-
-
-def test_what_a_job_left_is_weighed_without_following_a_symlink(tmp_path: Path) -> None:
-    outside, work = tmp_path / "outside", tmp_path / "work"
-    (work / "d" / "e").mkdir(parents=True)
-    outside.mkdir()
-    (outside / "x").write_bytes(b"x" * 1000)
-    (work / "f").write_bytes(b"f" * 10)
-    (work / "d" / "g").write_bytes(b"g" * 7)
-    (work / "d" / "e" / "h").write_bytes(b"h" * 5)
-    (work / "d" / "out").symlink_to(outside)
-    (work / "out").symlink_to(outside)
-    (work / "to_file").symlink_to(outside / "x")
-    assert weigh(work, "f") == Weight(files=1, bytes=10)
-    assert weigh(work, "d") == Weight(files=2, bytes=12)
-    assert weigh(work, "./d/e/h") == Weight(files=1, bytes=5)
-
-
-@pytest.mark.parametrize("path", ["missing", "out/x", "to_file", "../outside/x", "f/x", "out"])
-def test_what_cannot_be_kept_weighs_nothing(tmp_path: Path, path: str) -> None:
-    outside, work = tmp_path / "outside", tmp_path / "work"
-    work.mkdir()
-    outside.mkdir()
-    (outside / "x").write_bytes(b"x" * 1000)
-    (work / "f").write_bytes(b"f" * 10)
-    (work / "out").symlink_to(outside)
-    (work / "to_file").symlink_to(outside / "x")
-    assert weigh(work, path) == Weight()
-    assert weigh(tmp_path / "nowhere", "f") == Weight()
