@@ -391,7 +391,8 @@ def test_a_tenant_learns_nothing_of_anothers_objects_by_hints(
     assert asked == []
     assert BlobStore(b.tiered, one).read_bytes(digest, 4 * MIB) == data
     assert asked == ["a"]
-    assert not [key for key in yard.redis.keys("*") if digest[7:].encode() in key]
+    every: Any = yard.redis.keys("*")
+    assert not [key for key in every if digest[7:].encode() in key]
 
 
 # -- hints
