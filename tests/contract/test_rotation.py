@@ -206,6 +206,17 @@ def test_who_puts_is_a_holder_of_keys_meanwhile(yard: Yard, key_file: Path, stor
     assert holders(yard) == []
 
 
+def test_who_has_old_keys_puts_nothing(yard: Yard, key_file: Path, store: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("data")
+    yard.redis.hset(keys.KEY_STATE, f"retired:{yard.ring.current}", "1")
+    with Client(yard.url, key_file=key_file, blobs=LazyBlobs(str(store), key_file)) as client:
+        with pytest.raises(InvalidConfig, match="was retired"):
+            client.put(tmp_path / "data")
+        with pytest.raises(InvalidConfig, match="was retired"):
+            client.definitions.register("a", {"image": "one"})
+    assert list(DirectoryStore(store).names()) == []
+
+
 # Rotating and retiring
 
 

@@ -238,10 +238,16 @@ def test_a_store_that_goes_away_ends_a_pass_and_the_next_one_goes_on(
     assert all_open(going, retired(both, old.current), there)
 
 
+def put_in_both(near: MemoryStore, far: MemoryStore, ring: KeyRing) -> str:
+    tiered = Tiered(near, far)
+    digest = BlobStore(tiered, ring).put_bytes(b"data").digest
+    assert tiered.settle(10)
+    return digest
+
+
 def test_a_stale_near_copy_gives_way_to_what_the_far_store_has_now() -> None:
     near, far, old = MemoryStore(), MemoryStore(), KeyRing.new()
-    blobs = BlobStore(Tiered(near, far), old)
-    digest = blobs.put_bytes(b"data").digest
+    digest = put_in_both(near, far, old)
     name = old.name(digest)
     both = rotated(old)
     far.delete(name)  # it was found bad elsewhere, say, and put again
@@ -255,7 +261,7 @@ def test_a_stale_near_copy_gives_way_to_what_the_far_store_has_now() -> None:
 
 def test_a_near_copy_opens_by_the_wraps_of_the_far_store() -> None:
     near, far, old = MemoryStore(), MemoryStore(), KeyRing.new()
-    digest = BlobStore(Tiered(near, far), old).put_bytes(b"data").digest
+    digest = put_in_both(near, far, old)
     both = rotated(old)
     Rewrap(Tiered(near, far), both).run()
     new = BlobStore(Tiered(near, far), retired(both, old.current))
