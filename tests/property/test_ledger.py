@@ -31,6 +31,7 @@ class Books(RuleBasedStateMachine):
     def reserve(self, job: str, token: str, demand: Demand) -> None:
         got, before = self.ledger.reserve(job, demand, token=token), self.held.get(job)
         if before is not None and (not before.ended or before.token == token):
+            assert got is not None
             assert got == replace(before, token=token), "what is accounted keeps what it has"
         elif got is None:
             assert not self._room_for(job, demand), "what fits is given"
