@@ -51,10 +51,10 @@ class Freed:
 
 
 class Collector:
-    """blobs_of: the blobs of the jobs of a queue, by its name; '' for all. queues: names of all queues."""
+    """tenants: of each queue, by its name."""
 
-    def __init__(self, yard: Yard, blobs_of: Callable[[str], BlobStore], queues: Callable[[], Iterable[str]]) -> None:
-        self._yard, self._blobs_of, self._queues = yard, blobs_of, queues
+    def __init__(self, yard: Yard, blobs: BlobStore, tenants: Callable[[], Mapping[str, str]]) -> None:
+        self._yard, self._blobs, self._tenants = yard, blobs, tenants
         self._expiry = Expiry(yard)
 
     def round(

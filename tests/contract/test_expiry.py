@@ -53,7 +53,8 @@ class World:
         """A job that waits."""
         headers = {"id": job_id, "task": "batchyard.run", **fields.pop("headers", {})}
         job = {"image": "x", "inputs": fields.pop("inputs", {})}
-        document = Document(message=Message(headers=headers, properties={}, body="[[], {}, {}]"), job=job)
+        sent = Message(headers=headers, properties={}, body="[[], {}, {}]")
+        document = Document(message=sent, job=job, tenant=fields.pop("tenant", ""))
         one = Incoming(list_key="cpu", raw=job_id.encode(), kind="job", id=job_id, queue="cpu", vcpus=1, memory_mib=1,
                        document=self.yard.ring.seal(document.dumps(), job_id.encode()), **fields)  # fmt: skip
         self.yard.redis.lpush("cpu", one.raw)
@@ -423,6 +424,21 @@ def test_a_message_that_was_not_taken_in_yet_keeps_what_it_names(world: World) -
             "content-encoding": "utf-8", "body": base64.b64encode(body).decode()}  # fmt: skip
     world.yard.redis.lpush(keys.priority_list("cpu", 3), json.dumps(sent))
     assert world.collector.round() == Freed(spared=1)
+
+
+def test_a_job_keeps_the_blobs_of_its_tenant_and_not_what_others_have_of_the_same_content(world: World) -> None:
+    ours, theirs = world.claimed(), world.claimed()
+    puts = {}
+    for job, tenant in ((ours, ""), (theirs, "lab")):
+        puts[tenant], _ = world.puts(job)
+        blob = world.blobs.of(tenant).telling(puts[tenant].before).put_bytes(b"a")
+        world.settle(job, puts[tenant], 100, out=blob)
+    world.take_in("waits", inputs={"/in": blob.digest}, tenant="lab")
+    world.age(101_000)
+    freed = world.collector.round()
+    assert (freed.objects, freed.spared) == (1, 1)
+    assert world.has(blob) == [False]
+    assert world.blobs.of("lab").has(blob.digest)
 
 
 def test_only_one_deletes_at_a_time(world: World) -> None:
