@@ -174,6 +174,24 @@ class BlobStore:
         self._store.delete(name)
         return size
 
+    def check(self, name: str, reader: Readable, on_bytes: OnBytes | None = None) -> tuple[Digest, int]:
+        """Read an object, of any tenant's, to its verified end: its digest, and the size of its content. Nothing is
+        deleted. IntegrityError, SealUnknown; of its store StoreUnavailable, Unreadable.
+        """
+        opening = self._ring.opening_of(reader, name)
+        for piece in opening.chunks():
+            if on_bytes is not None:
+                on_bytes(len(piece))
+        return opening.digest, opening.size
+
+    def tell(self, name: str) -> Digest | None:
+        """Which blob the object of this name is, by its first bytes alone; None: no blob, but what the yard keeps
+        beside them. NotFound, IntegrityError, SealUnknown, StoreUnavailable.
+        """
+        with levels(self._store)[-1].get(name) as reader:
+            head = _head_of(reader)
+        return self._ring.digest_in(head, name) if mark_of(head) is not None else None
+
     def fetch(
         self,
         digest: Digest,

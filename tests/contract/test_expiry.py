@@ -89,7 +89,7 @@ class World:
         return blob
 
     def age(self, ms: int) -> None:
-        redis = self.yard.redis
+        redis: Any = self.yard.redis
         for name, score in redis.zrange(keys.BLOBS_UNTIL, 0, -1, withscores=True):
             redis.zadd(keys.BLOBS_UNTIL, {name: score - ms})
         for key in (keys.BLOBS_MADE, keys.BLOBS_PINNED):
@@ -120,7 +120,7 @@ def test_an_output_goes_when_its_queue_says_so_and_no_sooner(world: World) -> No
     blob = world.run(b"a", 100)
     assert world.collector.round() == Freed()
     world.age(101_000)
-    size = world.store.stat(world.blobs.name(blob.digest))
+    size = world.store.stat(world.blobs.name(blob.digest)) or 0
     assert world.collector.round() == Freed(objects=1, bytes=size)
     assert world.has(blob) == [False]
     world.nothing_known()
@@ -359,8 +359,8 @@ def test_what_waiting_jobs_need_is_kept_however_late_they_run(world: World) -> N
     freed = world.collector.round()
     assert (freed.objects, freed.spared) == (1, 5)
     assert world.has(by_digest, member, of_job, of_child, in_chord, unneeded) == [True] * 5 + [False]
-    for job_id in world.yard.redis.zrange(keys.JOBS, 0, -1):
-        world.yard.redis.hset(keys.job(job_id.decode()), "state", "FAILED")
+    for record in world.yard.recent(100):
+        world.yard.redis.hset(keys.job(record.id), "state", "FAILED")
     world.age(10 * DAY_MS)
     assert world.collector.round().objects == 5
     world.nothing_known()

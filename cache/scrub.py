@@ -1,0 +1,190 @@
+"""What a node holds is read again, slowly, before a job finds out that it is damaged: copies are compared with their
+digests, near objects are opened. What is bad is removed, and fetched again when it is wanted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from batchyard.broker.errors import BatchyardError, InputError, IntegrityError, NotFound, StoreUnavailable
+from batchyard.broker.seal import SealUnknown
+
+from .bounded import Bounded
+from .copies import LocalCopies
+from .digest import Digest, digest_of
+from .manifest import BadEntry, Directory, Entry, File, Symlink, encode
+from .sealed import BlobStore
+from .store import Unreadable
+from .tree import read_tree
+
+log = logging.getLogger(__name__)
+_PIECE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScrubCounts:
+    """Since start. bytes: read again; bad: removed; unknown: of which nobody can say now what they should be."""
+
+    bytes: int = 0
+    bad: int = 0
+    unknown: int = 0
+
+
+class Pace:
+    """Not more than so many bytes a second: `spend` waits as long as that takes."""
+
+    def __init__(self, bytes_per_s: float, wait: Callable[[float], object] = time.sleep) -> None:
+        self._bytes_per_s, self._wait = bytes_per_s, wait
+
+    def spend(self, bytes_: int) -> None:
+        self._wait(bytes_ / self._bytes_per_s)
+
+
+class Scrub:
+    """`step` looks at one copy or object. Not for use by several threads at once."""
+
+    def __init__(self, copies: LocalCopies, near: Bounded | None = None) -> None:
+        self._held, self._blobs, self._near = copies.held, copies.blobs, near
+        self._tenants: frozenset[str] = frozenset()
+        self._spend: Callable[[int], None] = lambda bytes_: None
+        self._todo: Iterator[Callable[[], None]] = iter(())
+        self.counts = ScrubCounts()
+
+    def step(self, tenants: Iterable[str] = (), spend: Callable[[int], None] = lambda bytes_: None) -> bool:
+        """False: that was all; the next step begins anew. tenants: all whose blobs may be here. spend: called with the
+        bytes that were read, and may wait.
+        """
+        self._tenants, self._spend = frozenset({"", *tenants}), spend
+        try:
+            act = next(self._todo, None)
+            if act is None:
+                self._todo = self._everything()
+                return False
+            act()
+        except (BatchyardError, OSError) as error:
+            log.warning("a copy could not be looked at: %s", error)
+        return True
+
+    def _everything(self) -> Iterator[Callable[[], None]]:
+        for path, key in self._held.copies():
+            yield partial(self._copy, path, key)
+        for name in self._near.held() if self._near is not None else ():
+            yield partial(self._object, name)
+
+    # -- copies
+    def _copy(self, path: Path, key: str) -> None:
+        name = key.partition("/")[2]
+        try:
+            good = self._is_tree(path, name) if key.startswith("tree/") else self._is_file(path, name)
+        except FileNotFoundError:
+            return  # evicted meanwhile
+        except (SealUnknown, StoreUnavailable) as error:
+            log.info("copy %s cannot be checked now: %s", key, error)
+            self.counts = replace(self.counts, unknown=self.counts.unknown + 1)
+            return
+        if good:
+            return
+        found = self._held.condemn(path, key)
+        if found == "gone":
+            return
+        self.counts = replace(self.counts, bad=self.counts.bad + 1)
+        if found == "in use":
+            log.error("copy %s is damaged, and running jobs read it: their outputs may be wrong; see the disk", path)
+        else:
+            log.warning("copy %s was damaged and is removed; it is fetched again when it is wanted", path)
+
+    def _is_file(self, path: Path, name: str) -> bool:
+        return self._is(self._hashed(path), name)
+
+    def _is(self, digest: Digest, name: str) -> bool:
+        """Whether the blob has this name for one of the tenants, or is what the store has under it."""
+        if any(self._blobs.of(tenant).name(digest) == name for tenant in self._tenants):
+            return True
+        try:
+            return self._blobs.tell(name) == digest
+        except NotFound:
+            return False
+        except IntegrityError as error:
+            raise StoreUnavailable(f"its object in the store does not open: {error}") from error
+
+    def _is_tree(self, path: Path, name: str) -> bool:
+        there = list(self._walk(path, ""))
+        try:
+            if self._is(digest_of(encode(there)), name):
+                return True
+        except BadEntry:
+            return False
+        return self._is_as_said(there, name)
+
+    def _is_as_said(self, there: list[Entry], name: str) -> bool:
+        """Its manifest may say the same in another way."""
+        try:
+            digest = self._blobs.tell(name)
+            entries = read_tree(_owner(self._blobs, self._tenants, digest, name), digest) if digest else ()
+        except (NotFound, InputError):
+            return False
+        return sorted(map(_content, there)) == sorted(map(_content, entries))
+
+    def _walk(self, path: Path, prefix: str) -> Iterator[Entry]:
+        for found in os.scandir(path):
+            name = prefix + found.name
+            if found.is_symlink():
+                yield Symlink(path=name, target=os.readlink(found.path))
+            elif found.is_dir(follow_symlinks=False):
+                yield Directory(path=name)
+                yield from self._walk(Path(found.path), name + "/")
+            else:
+                status = found.stat(follow_symlinks=False)
+                executable = bool(status.st_mode & stat.S_IXUSR)
+                yield File(path=name, digest=self._hashed(Path(found.path)), size=status.st_size, executable=executable)
+
+    def _hashed(self, path: Path) -> Digest:
+        seen, buffer = hashlib.sha256(), memoryview(bytearray(_PIECE_BYTES))
+        with path.open("rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                seen.update(buffer[:count])
+                self._read(count)
+        return "sha256:" + seen.hexdigest()
+
+    # -- the near store
+    def _object(self, name: str) -> None:
+        assert self._near is not None
+        try:
+            with self._near.look(name) as reader:
+                self._blobs.check(name, reader, self._read)
+        except (NotFound, SealUnknown):
+            return
+        except (IntegrityError, Unreadable) as error:
+            log.warning("near object %s is damaged and is removed: %s", name, error)
+            self._near.delete(name)
+            self.counts = replace(self.counts, bad=self.counts.bad + 1)
+
+    def _read(self, count: int) -> None:
+        self.counts = replace(self.counts, bytes=self.counts.bytes + count)
+        self._spend(count)
+
+
+def _owner(blobs: BlobStore, tenants: Iterable[str], digest: Digest, name: str) -> BlobStore:
+    """The blobs of the tenant that has this one. StoreUnavailable: nobody knows that one."""
+    for tenant in tenants:
+        if blobs.of(tenant).name(digest) == name:
+            return blobs.of(tenant)
+    raise StoreUnavailable("it is of a tenant that has no queue any more")
+
+
+def _content(entry: Entry) -> tuple[str, ...]:
+    match entry:
+        case File():
+            return entry.path, "file", entry.digest, str(entry.executable)
+        case Directory():
+            return entry.path, "directory"
+        case Symlink():
+            return entry.path, "symlink", entry.target
