@@ -442,6 +442,10 @@ class Client:
             raise NotFound(f'output "{output}" of job "{job_id}" is no blob; see `batchyard ls {job_id}`')
         return str(digest), record.tenant
 
+    def with_keys(self) -> Yard:
+        """The same yard, for what needs its keys. Raises InvalidConfig."""
+        return Yard(self.yard.url, self._ring())
+
     def _ring(self) -> KeyRing:
         """The yard's keys. Raises InvalidConfig."""
         if self._keys is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from . import keys
@@ -40,6 +41,14 @@ class Fate:
     expires: float | None = None
 
 
+class Unpinned(Enum):
+    """Of an object that was pinned."""
+
+    MAY_EXPIRE = 1  # at once, or when its jobs' queues say so
+    STAYS = 2  # a job's queue keeps it, or it was there before
+    PINNED = 3  # with another blob too
+
+
 class Expiry:
     """May be shared by threads."""
 
@@ -60,16 +69,18 @@ class Expiry:
         return self.put(owner, dict.fromkeys(names, ""))
 
     # -- who keeps
-    def pin(self, names: Iterable[str], *, owner: str = "") -> list[str]:
-        """A person keeps these. owner: who has put them. Names of those that are being deleted just now."""
-        return self._each("blobs_pin", [owner], list(names))
+    def pin(self, blob: str, names: Iterable[str], *, owner: str = "") -> list[str]:
+        """A person keeps a blob, which is these objects, itself among them. owner: who has put them. Names of those
+        that are being deleted just now.
+        """
+        return self._each("blobs_pin", [owner, blob], list(names))
 
-    def unpin(self, names: Sequence[str]) -> dict[str, bool]:
-        """Those that were pinned; whether they may expire now, at once or when their jobs say so."""
-        found: dict[str, bool] = {}
+    def unpin(self, blob: str, names: Sequence[str]) -> dict[str, Unpinned]:
+        """Those that were pinned with the blob, and what becomes of them."""
+        found: dict[str, Unpinned] = {}
         for some in _some(names):
-            answers = self._functions.call("blobs_unpin", *some)
-            found |= {name: answer == 2 for name, answer in zip(some, answers, strict=True) if answer}
+            answers = self._functions.call("blobs_unpin", blob, *some)
+            found |= {name: Unpinned(int(n)) for name, n in zip(some, answers, strict=True) if n}
         return found
 
     def fates(self, names: Sequence[str]) -> list[Fate]:

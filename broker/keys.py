@@ -51,7 +51,7 @@ BLOBS_UNTIL = (
     "by:blobs:until"  # zset: ms from which nobody may need it -> name of an object that does not stay for ever
 )
 BLOBS_MADE = "by:blobs:made"  # hash: name of such an object -> JSON of who made it, see shared/blobs.lua
-BLOBS_PINNED = "by:blobs:pinned"  # hash: name of an object that a person keeps -> the same, or '' when it stays anyway
+BLOBS_PINNED = "by:blobs:pinned"  # hash: name of an object that a person keeps -> the same and more
 BLOBS_GOING = "by:blobs:going"  # hash: name of an object that is being deleted -> ms since when
 BLOBS_LOCK = "by:blobs:lock"  # the lock of the one that deletes
 WAKE = "by:wake"  # channel: work for nodes; message = queue

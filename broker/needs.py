@@ -7,6 +7,7 @@ job goes, from the outbox over the producers' lists into the records.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
@@ -30,7 +31,7 @@ class Needs:
     def __init__(self, yard: Yard, tenants: Mapping[str, str], found: Callable[[str, set[str]], None]) -> None:
         self._yard, self._tenants, self._found = yard, tenants, found
         self._groups: set[str] = set()
-        self._sources: set[tuple[str, str]] = set()
+        self._sources: set[tuple[str, str, str]] = set()
 
     def look(self, *, since_ms: int = 0) -> None:
         """since_ms: of records, only those made since then. Raises BrokerUnavailable."""
@@ -90,8 +91,8 @@ class Needs:
             self._tell(document.tenant, plain)
             self._group(document.message.headers.get("group"))
             for spec in ((document.job or {}).get("inputs") or {}).values():
-                if isinstance(spec, dict) and isinstance(spec.get("job"), str):
-                    self._source(document.tenant, spec["job"])
+                if isinstance(spec, dict) and spec.get("job"):
+                    self._source(document.tenant, str(spec["job"]), str(spec.get("from")))
 
     def _group(self, group: object) -> None:
         """What has ended of a group may be input of the body of its chord."""
@@ -105,22 +106,28 @@ class Needs:
             for tenant in set(self._tenants.values()):  # whose it is, it does not say
                 self._tell(tenant, part)
 
-    def _source(self, tenant: str, job_id: str) -> None:
-        """All outputs of a job, or of an array's children."""
-        if (tenant, job_id) in self._sources:
+    def _source(self, tenant: str, job_id: str, output: str) -> None:
+        """An output of a job, or those of an array's children."""
+        if (tenant, job_id, output) in self._sources:
             return
-        self._sources.add((tenant, job_id))
+        self._sources.add((tenant, job_id, output))
         size, result = self._yard.guard(lambda: self._yard.redis.hmget(keys.job(job_id), "array", "result"))
         if size is None:
-            self._tell(tenant, result or b"")
+            self._tell(tenant, _output(result, output))
             return
         for at in range(0, int(size), CHUNK):
             pipe = self._yard.redis.pipeline(transaction=False)
             for n in range(at, min(int(size), at + CHUNK)):
                 pipe.hget(keys.job(f"{job_id}:{n}"), "result")
             for one in self._yard.guard(pipe.execute):
-                self._tell(tenant, one or b"")
+                self._tell(tenant, _output(one, output))
 
     def _tell(self, tenant: str, text: bytes) -> None:
         if found := {digest.decode() for digest in _DIGEST.findall(text)}:
             self._found(tenant, found)
+
+
+def _output(result: bytes | None, name: str) -> bytes:
+    """Of a job's result, what it says of an output."""
+    outputs = json.loads(result or b"{}").get("outputs") or {}
+    return json.dumps(outputs.get(name)).encode()

@@ -36,6 +36,7 @@ class Puts:
             self._insist(dict(self._marks))
             self._told_at = time.monotonic()
         self._insist({name: mark})
+        self._marks.pop(name, None)  # so that the last one is the last
         self._marks[name] = mark
 
     def use(self, names: Sequence[str]) -> list[str]:
@@ -45,8 +46,11 @@ class Puts:
         return going
 
     def pin(self) -> None:
-        """A person keeps all that was put. StoreUnavailable: it took so long that some is being deleted."""
-        if left := self._expiry.pin(self.names, owner=self._owner):
+        """A person keeps the blob that was put last, and all that was put for it. StoreUnavailable: it took so long
+        that some is being deleted.
+        """
+        names = self.names
+        if left := self._expiry.pin(names[-1], names, owner=self._owner):
             raise StoreUnavailable(f"object {left[0]} was not kept in time and is being deleted; put it again")
 
     def _insist(self, marks: dict[str, str]) -> None:

@@ -184,6 +184,22 @@ class BlobStore:
                 on_bytes(len(piece))
         return opening.digest, opening.size
 
+    def condemn(self, name: str) -> bool:
+        """Delete a durable object that does not open, unless a second look finds it sound. StoreUnavailable."""
+        durable = levels(self._store)[-1]
+        head: bytes | None = None
+        try:
+            with durable.get(name) as reader:
+                head = _head_of(reader)
+                self.check(name, _From(head, reader))
+        except (SealUnknown, NotFound):
+            return False
+        except (IntegrityError, Unreadable):
+            gone = _delete_same(durable, name, head)
+            self.counters.add(corrupt=int(gone))
+            return gone
+        return False
+
     def tell(self, name: str) -> Digest | None:
         """Which blob the object of this name is, by its first bytes alone; None: no blob, but what the yard keeps
         beside them. NotFound, IntegrityError, SealUnknown, StoreUnavailable.

@@ -14,8 +14,8 @@ register('blobs_put', function(_, argv)
       going[#going + 1] = name
     else
       local b, pinned = blob_of(name)
-      if not b and head ~= '' and not pinned then b = {u = 0, h = {}, f = {}} end
-      if b then
+      if not b and head ~= '' then b = {u = 0, h = {}, f = {}} end
+      if b and not b.s then
         if head ~= '' then b.h[head] = 1 end
         b.f[argv[1]] = now()
         blob_known(name, b, pinned)
@@ -25,35 +25,45 @@ register('blobs_put', function(_, argv)
   return going
 end)
 
--- blobs_pin(owner, name, …) -> names that are being deleted just now: these were not pinned
--- A person keeps them. owner: whose puts they were, or ''.
+-- blobs_pin(owner, blob, name, …) -> names that are being deleted just now: these were not pinned
+-- A person keeps a blob, which is these objects. owner: whose puts they were, or ''.
 -- Keys: as of blobs_put.
 register('blobs_pin', function(_, argv)
   local going = {}
-  for i = 2, #argv do
+  for i = 3, #argv do
     local name = argv[i]
     if redis.call('HEXISTS', K.blobs_going, name) == 1 then
       going[#going + 1] = name
     else
-      local b, pinned = blob_of(name)
-      if b then b.f[argv[1]] = nil end
-      if b or not pinned then redis.call('HSET', K.blobs_pinned, name, b and cjson.encode(b) or '') end
-      redis.call('HDEL', K.blobs_made, name)
-      redis.call('ZREM', K.blobs_until, name)
+      local b = blob_of(name) or {u = 0, h = {}, f = {}, s = 1}
+      b.f[argv[1]] = nil
+      b.p = b.p or {}
+      b.p[argv[2]] = 1
+      blob_known(name, b, true)
+      blob_unknown(name)
     end
   end
   return going
 end, {})
 
--- blobs_unpin(name, …) -> for each 2 it may expire, 1 it stays anyway, 0 it was not pinned
+-- blobs_unpin(blob, name, …) -> for each 0 it was not pinned by this blob, 1 it may expire, 2 it stays anyway, 3 it is
+--   pinned by another blob too
 -- Keys: blobs_until, blobs_made, blobs_pinned.
 register('blobs_unpin', function(_, argv)
   local out = {}
-  for i, name in ipairs(argv) do
+  for i = 2, #argv do
+    local name = argv[i]
     local b, pinned = blob_of(name)
-    if b and pinned then blob_known(name, b, false) end
-    redis.call('HDEL', K.blobs_pinned, name)
-    out[i] = not pinned and 0 or b and 2 or 1
+    local left = pinned and b.p[argv[1]]
+    if left then b.p[argv[1]] = nil end
+    if left and next(b.p) then
+      blob_known(name, b, true)
+    elseif left then
+      b.p = nil
+      if not b.s then blob_known(name, b, false) end
+      redis.call('HDEL', K.blobs_pinned, name)
+    end
+    out[#out + 1] = not left and 0 or b.p and 3 or b.s and 2 or 1
   end
   return out
 end)
@@ -106,8 +116,7 @@ end)
 -- Keys: blobs_until, blobs_made, blobs_going.
 register('blobs_gone', function(_, argv)
   for _, name in ipairs(argv) do
-    redis.call('HDEL', K.blobs_made, name)
-    redis.call('ZREM', K.blobs_until, name)
+    blob_unknown(name)
     redis.call('HDEL', K.blobs_going, name)
   end
 end)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from batchyard.broker import keys
 from batchyard.broker.errors import StoreUnavailable
-from batchyard.broker.expiry import Expiry, owner_of, told
+from batchyard.broker.expiry import Expiry, Unpinned, owner_of, told
 from batchyard.broker.message import Document, Message
 from batchyard.broker.puts import Puts
 from batchyard.broker.record import Attempt, Claimed
@@ -23,6 +24,7 @@ from batchyard.broker.store import Free, Incoming, Yard
 from batchyard.cache.collect import Busy, Collector, Freed
 from batchyard.cache.digest import Blob
 from batchyard.cache.memory import MemoryStore
+from batchyard.cache.parts import parts_of
 from batchyard.cache.sealed import BlobStore
 from batchyard.cache.tree import fetch_tree, put_tree
 
@@ -303,7 +305,7 @@ def test_what_a_person_put_stays_though_a_job_made_the_same(world: World, first:
     assert world.collector.round() == Freed()
     name = world.blobs.name(blob.digest)
     assert [(f.pinned, f.expires) for f in world.expiry.fates([name])] == [(True, None)]
-    assert world.expiry.unpin([name]) == {name: True}
+    assert world.expiry.unpin(name, [name]) == {name: Unpinned.MAY_EXPIRE}
     assert world.collector.round().objects == 1
     world.nothing_known()
 
@@ -312,10 +314,33 @@ def test_what_was_unpinned_stays_where_a_queue_keeps_it(world: World) -> None:
     blob = person(world, b"a")
     world.run(b"a", None)
     name = world.blobs.name(blob.digest)
-    assert world.expiry.unpin([name, "0" * 64]) == {name: False}
+    assert world.expiry.unpin(name, [name, "0" * 64]) == {name: Unpinned.STAYS}
     world.age(10 * DAY_MS)
     assert world.collector.round() == Freed()
     assert world.has(blob) == [True]
+    world.nothing_known()
+
+
+def test_a_file_of_two_pinned_trees_stays_with_either(world: World, tmp_path: Path) -> None:
+    trees = []
+    for number in range(2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "shared").write_bytes(b"shared")
+        (folder / "own").write_bytes(bytes([number]))
+        puts = Puts(world.expiry, f"put:{number}")
+        trees.append(put_tree(world.blobs.telling(puts.before), folder))
+        puts.pin()
+    one, other = trees
+    names = [world.blobs.name(digest) for digest in parts_of(world.blobs, one.digest)]
+    assert Counter(world.expiry.unpin(names[0], names).values()) == {Unpinned.MAY_EXPIRE: 2, Unpinned.PINNED: 1}
+    assert world.expiry.unpin(names[0], names) == {}
+    assert world.collector.round().objects == 2
+    fetch_tree(world.blobs, other.digest, tmp_path / "out")
+    names = [world.blobs.name(digest) for digest in parts_of(world.blobs, other.digest)]
+    assert set(world.expiry.unpin(names[0], names).values()) == {Unpinned.MAY_EXPIRE}
+    world.collector.round()
+    assert list(world.store.names()) == []
     world.nothing_known()
 
 
@@ -324,7 +349,7 @@ def test_what_was_pinned_while_it_goes_is_said_to_go(world: World) -> None:
     world.age(101_000)
     name = world.blobs.name(blob.digest)
     world.expiry.mark([name])
-    assert world.expiry.pin([name]) == [name]
+    assert world.expiry.pin(name, [name]) == [name]
     puts = Puts(world.expiry, "put:1")
     puts._marks[name] = "00"
     with pytest.raises(StoreUnavailable, match="put it again"):

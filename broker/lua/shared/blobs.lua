@@ -7,17 +7,17 @@
 --      `<id>` of a job, as long as it has not ended; any other for ORPHAN_MS
 --   u: ms until when ended jobs keep it
 -- The score in `blobs_until` is the first moment at which nobody may need it. A job that ends in a queue where outputs do
--- not expire takes its objects off these lists: they stay. What a person keeps lies in `blobs_pinned` instead, with what
--- was known of it.
+-- not expire takes its objects off these lists: they stay. What a person keeps lies in `blobs_pinned` instead, with
+--   p: name of a blob that is pinned -> 1 of each that has this object in it
+--   s: 1 when it stays also when it is not pinned any more
 
 local ORPHAN_MS = 86400000
 
 -- -> what is known, whether it is pinned
 local function blob_of(name)
   local pinned = redis.call('HGET', K.blobs_pinned, name)
-  if pinned then return pinned ~= '' and cjson.decode(pinned) or nil, true end
-  local made = redis.call('HGET', K.blobs_made, name)
-  return made and cjson.decode(made) or nil, false
+  local known = pinned or redis.call('HGET', K.blobs_made, name)
+  return known and cjson.decode(known) or nil, pinned and true or false
 end
 
 local function blob_known(name, b, pinned)
@@ -28,10 +28,19 @@ local function blob_known(name, b, pinned)
   redis.call('ZADD', K.blobs_until, num(till), name)
 end
 
-local function blob_stays(name)
+local function blob_unknown(name)
   redis.call('HDEL', K.blobs_made, name)
   redis.call('ZREM', K.blobs_until, name)
-  if redis.call('HEXISTS', K.blobs_pinned, name) == 1 then redis.call('HSET', K.blobs_pinned, name, '') end
+end
+
+local function blob_stays(name)
+  local b, pinned = blob_of(name)
+  if pinned then
+    b.s = 1
+    blob_known(name, b, true)
+  else
+    blob_unknown(name)
+  end
 end
 
 -- What an attempt or a job has put is its outputs and logs now. told: `<ms that they are kept, or -> <name> <name> …`
@@ -43,7 +52,7 @@ local function settle_blobs(owner, told)
       blob_stays(name)
     else
       local b, pinned = blob_of(name)
-      if b then
+      if b and not b.s then
         b.f[owner] = nil
         b.u = math.max(b.u, now() + tonumber(keep))
         blob_known(name, b, pinned)
@@ -59,7 +68,7 @@ local function return_blobs(id, token, told)
   if keep == '-' then return settle_blobs(id .. ' ' .. token, told) end
   for name in string.gmatch(names, '%S+') do
     local b, pinned = blob_of(name)
-    if b then
+    if b and not b.s then
       b.f[id .. ' ' .. token] = nil
       b.f[id] = now()
       blob_known(name, b, pinned)
