@@ -55,7 +55,7 @@ class Scrub:
         self._held, self._blobs, self._near = copies.held, copies.blobs, near
         self._tenants: frozenset[str] = frozenset()
         self._spend: Callable[[int], None] = lambda bytes_: None
-        self._todo: Iterator[Callable[[], None]] = iter(())
+        self._todo: Iterator[Callable[[], None]] | None = None
         self.counts = ScrubCounts()
 
     def step(self, tenants: Iterable[str] = (), spend: Callable[[int], None] = lambda bytes_: None) -> bool:
@@ -64,9 +64,10 @@ class Scrub:
         """
         self._tenants, self._spend = frozenset({"", *tenants}), spend
         try:
+            self._todo = self._todo or self._everything()
             act = next(self._todo, None)
             if act is None:
-                self._todo = self._everything()
+                self._todo = None
                 return False
             act()
         except (BatchyardError, OSError) as error:

@@ -36,8 +36,6 @@ class Node:
     def round(self, *tenants: str) -> ScrubCounts:
         while self.scrub.step(tenants):
             pass
-        while self.scrub.step(tenants):
-            pass
         return self.scrub.counts
 
 
