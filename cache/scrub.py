@@ -5,6 +5,7 @@ digests, near objects are opened. What is bad is removed, and fetched again when
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import stat
@@ -20,7 +21,7 @@ from batchyard.broker.seal import SealUnknown
 from .bounded import Bounded
 from .copies import LocalCopies
 from .digest import Digest, digest_of
-from .manifest import BadEntry, Directory, Entry, File, Symlink, encode
+from .manifest import Directory, Entry, File, Symlink
 from .sealed import BlobStore
 from .store import Unreadable
 from .tree import read_tree
@@ -55,6 +56,7 @@ class Scrub:
         self._held, self._blobs, self._near = copies.held, copies.blobs, near
         self._tenants: frozenset[str] = frozenset()
         self._spend: Callable[[int], None] = lambda bytes_: None
+        self._seen: dict[str, Digest] = {}
         self._todo: Iterator[Callable[[], None]] | None = None
         self.counts = ScrubCounts()
 
@@ -84,7 +86,7 @@ class Scrub:
     def _copy(self, path: Path, key: str) -> None:
         name = key.partition("/")[2]
         try:
-            good = self._is_tree(path, name) if key.startswith("tree/") else self._is_file(path, name)
+            good = self._is(self._hashed(path), name) if key.startswith("file/") else self._is_tree(path, key)
         except FileNotFoundError:
             return  # evicted meanwhile
         except (SealUnknown, StoreUnavailable) as error:
@@ -102,9 +104,6 @@ class Scrub:
         else:
             log.warning("copy %s was damaged and is removed; it is fetched again when it is wanted", path)
 
-    def _is_file(self, path: Path, name: str) -> bool:
-        return self._is(self._hashed(path), name)
-
     def _is(self, digest: Digest, name: str) -> bool:
         """Whether the blob has this name for one of the tenants, or is what the store has under it."""
         if any(self._blobs.of(tenant).name(digest) == name for tenant in self._tenants):
@@ -116,23 +115,39 @@ class Scrub:
         except IntegrityError as error:
             raise StoreUnavailable(f"its object in the store does not open: {error}") from error
 
-    def _is_tree(self, path: Path, name: str) -> bool:
-        there = list(self._walk(path, ""))
-        try:
-            if self._is(digest_of(encode(there)), name):
-                return True
-        except BadEntry:
-            return False
-        return self._is_as_said(there, name)
+    def _is_tree(self, path: Path, key: str) -> bool:
+        """Whether a directory is what its manifest says. Of one without a manifest in the store, such as what was in an
+        archive, whether it is as it was at the first look.
+        """
+        there = sorted(map(_content, self._walk(path, "")))
+        said = self._said(key)
+        if said is not None:
+            return there == said
+        seen = digest_of(json.dumps(there).encode())
+        return self._seen.setdefault(key, seen) == seen
 
-    def _is_as_said(self, there: list[Entry], name: str) -> bool:
-        """Its manifest may say the same in another way."""
+    def _said(self, key: str) -> list[tuple[str, ...]] | None:
+        kind, _, name = key.partition("/")
+        if kind != "tree":
+            return None
         try:
             digest = self._blobs.tell(name)
-            entries = read_tree(_owner(self._blobs, self._tenants, digest, name), digest) if digest else ()
+            if digest is None:
+                return None
+            return sorted(map(_content, read_tree(self._blobs_of(digest, name), digest).entries))
         except (NotFound, InputError):
-            return False
-        return sorted(map(_content, there)) == sorted(map(_content, entries))
+            return None
+        except SealUnknown:
+            raise
+        except IntegrityError as error:
+            raise StoreUnavailable(f"its manifest in the store does not open: {error}") from error
+
+    def _blobs_of(self, digest: Digest, name: str) -> BlobStore:
+        """Those of the tenant that has this one."""
+        for tenant in self._tenants:
+            if self._blobs.of(tenant).name(digest) == name:
+                return self._blobs.of(tenant)
+        raise StoreUnavailable("it is of a tenant that has no queue any more")
 
     def _walk(self, path: Path, prefix: str) -> Iterator[Entry]:
         for found in os.scandir(path):
@@ -171,14 +186,6 @@ class Scrub:
     def _read(self, count: int) -> None:
         self.counts = replace(self.counts, bytes=self.counts.bytes + count)
         self._spend(count)
-
-
-def _owner(blobs: BlobStore, tenants: Iterable[str], digest: Digest, name: str) -> BlobStore:
-    """The blobs of the tenant that has this one. StoreUnavailable: nobody knows that one."""
-    for tenant in tenants:
-        if blobs.of(tenant).name(digest) == name:
-            return blobs.of(tenant)
-    raise StoreUnavailable("it is of a tenant that has no queue any more")
 
 
 def _content(entry: Entry) -> tuple[str, ...]:

@@ -212,7 +212,6 @@ class Execution:
             interruptions=self._claimed.interruptions,
         )
         if outcome.fate is Fate.FAILED and exit is not None:
-            self._forget_puts()
             outputs, lacks = self._salvaged()
             more = [lack for lack in lacks if lack not in outcome.reason]
             outcome = replace(outcome, reason="; ".join([outcome.reason, *more]))
@@ -511,6 +510,7 @@ class Execution:
         """What is kept of a job that has failed for good, and why not more."""
         if not any(output.on_failure for output in self._job.outputs.values()):
             return {}, []
+        self._forget_puts()
         publisher = self._publisher()
         try:
             return self._uploaded(publisher, publisher.salvage)

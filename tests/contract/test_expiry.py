@@ -24,6 +24,7 @@ from batchyard.broker.store import Free, Incoming, Yard
 from batchyard.cache.collect import Busy, Collector, Freed
 from batchyard.cache.digest import Blob
 from batchyard.cache.memory import MemoryStore
+from batchyard.cache.packs import SMALL_BYTES
 from batchyard.cache.parts import parts_of
 from batchyard.cache.sealed import BlobStore
 from batchyard.cache.tree import fetch_tree, put_tree
@@ -112,6 +113,11 @@ class World:
 @pytest.fixture
 def world(yard: Yard) -> World:
     return World(yard)
+
+
+def large(text: str) -> bytes:
+    """Of a file that is a blob of its own, also in a tree."""
+    return text.encode() * (SMALL_BYTES + 1)
 
 
 def attempt() -> Attempt:
@@ -326,8 +332,8 @@ def test_a_file_of_two_pinned_trees_stays_with_either(world: World, tmp_path: Pa
     for number in range(2):
         folder = tmp_path / str(number)
         folder.mkdir()
-        (folder / "shared").write_bytes(b"shared")
-        (folder / "own").write_bytes(bytes([number]))
+        (folder / "shared").write_bytes(large("shared"))
+        (folder / "own").write_bytes(large(str(number)))
         puts = Puts(world.expiry, f"put:{number}")
         trees.append(put_tree(world.blobs.telling(puts.before), folder))
         puts.pin()
@@ -394,7 +400,7 @@ def test_what_waiting_jobs_need_is_kept_however_late_they_run(world: World) -> N
 def test_a_tree_that_a_job_waits_for_is_kept_with_all_that_is_in_it(world: World, tmp_path: Path) -> None:
     for name in ("shared", "own"):
         (tmp_path / "in").mkdir(exist_ok=True)
-        (tmp_path / "in" / name).write_bytes(name.encode())
+        (tmp_path / "in" / name).write_bytes(large(name))
     job = world.claimed()
     puts, blobs = world.puts(job)
     tree = put_tree(blobs, tmp_path / "in")
@@ -405,17 +411,17 @@ def test_a_tree_that_a_job_waits_for_is_kept_with_all_that_is_in_it(world: World
     freed = world.collector.round()
     assert (freed.objects, freed.spared) == (1, 3)
     fetch_tree(world.blobs, tree.digest, tmp_path / "out")
-    assert (tmp_path / "out" / "shared").read_bytes() == b"shared"
+    assert (tmp_path / "out" / "shared").read_bytes() == large("shared")
 
 
 def test_a_file_that_a_longer_lived_tree_shares_stays(world: World, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "shared").write_bytes(b"shared")
+    (tmp_path / "in" / "shared").write_bytes(large("shared"))
     job = world.claimed()
     puts, blobs = world.puts(job)
     tree = put_tree(blobs, tmp_path / "in")
     world.settle(job, puts, 5000, out=tree)
-    file = world.run(b"shared", 100)
+    file = world.run(large("shared"), 100)
     world.age(101_000)
     assert world.collector.round() == Freed()
     world.age(5_000_000)

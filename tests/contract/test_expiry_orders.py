@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
@@ -77,13 +77,13 @@ class Play:
         self.store = Interrupted()
         self.blobs = BlobStore(self.store, yard.ring)
         self.expiry = Expiry(yard)
-        self.actors: list[Iterator[None]] = []
+        self.actors: list[Generator[None, None, None]] = []
         self.promised: dict[str, float] = {}
         self.clock_ms, self.collecting = 0, False
         self.deletions = 0
 
     # -- actors: each yields where it may be interrupted, or killed
-    def attempt(self) -> Iterator[None]:
+    def attempt(self) -> Generator[None, None, None]:
         job_id, expire_s = f"j{next(_numbers)}", self.dice.choice(EXPIRE_S)
         sent = Message(headers={"id": job_id}, properties={}, body="")
         sealed = self.yard.ring.seal(Document(message=sent, job={"inputs": {}}).dumps(), job_id.encode())
@@ -110,14 +110,14 @@ class Play:
         for name in names:
             self.promised[name] = max(self.promised.get(name, 0), until_ms)
 
-    def person(self) -> Iterator[None]:
+    def person(self) -> Generator[None, None, None]:
         content, owner = self.dice.choice(CONTENTS), f"put:{next(_numbers)}"
         name = self.blobs.name(digest_of(content))
         yield from self._put(owner, content)
         assert self.expiry.pin(name, [name], owner=owner) == []
         self.promised[name] = math.inf
 
-    def _put(self, owner: str, content: bytes) -> Iterator[None]:
+    def _put(self, owner: str, content: bytes) -> Generator[None, None, None]:
         digest = digest_of(content)
         sealing = self.yard.ring.seal_stream(io.BytesIO(content), digest, len(content))
         name = self.yard.ring.name(digest)
