@@ -295,6 +295,38 @@ def test_a_settle_that_is_repeated_or_stale_changes_nothing(world: World) -> Non
     assert world.yard.redis.hexists(keys.job(job.id), "blobs") == 0
 
 
+@pytest.mark.parametrize("expire_s", [None, 5000])
+def test_an_output_that_a_later_job_reuses_stays_as_long_as_that_ones_queue_says(
+    world: World, expire_s: int | None
+) -> None:
+    blob = world.run(b"a", 100)
+    name = world.blobs.name(blob.digest)
+    world.age(101_000)
+    again = world.claimed()
+    puts, _ = world.puts(again)
+    assert puts.use([name]) == []
+    assert world.collector.round() == Freed()
+    world.settle(again, puts, expire_s, out=blob)
+    assert world.collector.round() == Freed()
+    world.age(5_000_001)
+    world.collector.round()
+    assert world.has(blob) == [expire_s is None]
+    world.nothing_known()
+
+
+def test_an_output_that_is_being_deleted_or_was_is_not_reused(world: World) -> None:
+    blob = world.run(b"a", 100)
+    name = world.blobs.name(blob.digest)
+    world.age(101_000)
+    world.expiry.mark([name])
+    puts, _ = world.puts(world.claimed())
+    assert puts.use([name]) == [name]
+    world.collector.round()
+    assert puts.use([name]) == []
+    assert world.has(blob) == [False]
+    world.nothing_known()  # that it was asked for makes it no object
+
+
 # -- people
 def person(world: World, data: bytes) -> Blob:
     puts = Puts(world.expiry, "put:1")
