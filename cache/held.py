@@ -291,8 +291,7 @@ class Held:
                 if entry is None or not entry.here or folder.path(key) != path:
                     continue
                 trash = folder.discard(key)
-                folder.shelf.remove(key)
-                self._index.remove(LEVEL, [key])
+                self._forget(folder, key)
                 if key in self._pins:
                     self._aside.setdefault(key, []).append(trash)
                     return "in use"

@@ -178,7 +178,7 @@ class BlobStore:
         """Read an object, of any tenant's, to its verified end: its digest, and the size of its content. Nothing is
         deleted. IntegrityError, SealUnknown; of its store StoreUnavailable, Unreadable.
         """
-        opening = self._ring.opening_of(reader, name)
+        opening = self._ring.opening_of(reader, name, self._wraps.find)
         for piece in opening.chunks():
             if on_bytes is not None:
                 on_bytes(len(piece))
@@ -206,7 +206,7 @@ class BlobStore:
         """
         with levels(self._store)[-1].get(name) as reader:
             head = _head_of(reader)
-        return self._ring.digest_in(head, name) if mark_of(head) is not None else None
+        return self._ring.digest_in(head, name, self._wraps.find) if mark_of(head) is not None else None
 
     def fetch(
         self,

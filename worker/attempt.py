@@ -213,12 +213,10 @@ class Execution:
         )
         if outcome.fate is Fate.FAILED and exit is not None:
             outputs, lacks = self._salvaged()
-            more = [lack for lack in lacks if lack not in outcome.reason]
-            outcome = replace(outcome, reason="; ".join([outcome.reason, *more]))
+            outcome = replace(outcome, reason=_with(outcome.reason, lacks))
         if outcome.fate is Fate.SUCCEEDED and self._reused is not None:
             outcome = replace(outcome, reason=f"not run: its outputs are those of the identical job {self.reused}")
-        if not outputs:
-            self._forget_puts()
+        self._forget_puts(but=outputs)
         blob, tail, lack = self._keep_log(capture, outcome)
         if lack:
             outcome = replace(outcome, reason=f"{outcome.reason}; its log could not be kept: {lack}")
@@ -354,9 +352,9 @@ class Execution:
         ring, use = tools.yard.ring.of(tools.tenant), self._puts.use if self._puts else lambda names: ()
         return Reuse(tools.yard, ring, tools.blobs, self.folder, use=use)
 
-    def _forget_puts(self) -> None:
-        """What was put until now, or was to be used, is no output."""
-        if self._puts is not None:
+    def _forget_puts(self, *, but: Mapping[str, Kept] | None = None) -> None:
+        """What was put until now, or was to be used, is no output, unless there are some."""
+        if self._puts is not None and not but:
             self._puts.forget()
 
     def _noted(self, outputs: Mapping[str, Kept]) -> Effect | None:
@@ -668,6 +666,11 @@ def _gang_network(tools: Tools, claimed: Claimed, job: Job) -> GangNetwork | Non
         mode=options.gang_network,
         address=options.address,
     )
+
+
+def _with(reason: str, lacks: Sequence[str]) -> str:
+    """And what was not kept, if the reason does not say so already."""
+    return "; ".join([reason, *(lack for lack in lacks if lack not in reason)])
 
 
 def command_lines(text: str) -> str:
