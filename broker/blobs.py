@@ -17,6 +17,8 @@ GROUP = "batchyard.blobs"
 
 OnBytes = Callable[[int], None]
 """Hears how many more bytes of content are done."""
+BeforePut = Callable[[str, str], None]
+"""Hears name and mark of an object before it is put; see `expiry`."""
 
 
 class Lines(Protocol):
@@ -32,7 +34,9 @@ class Blobs(Protocol):
         """One tenant's; '' for the yard's own. Another one's are as if they were not there."""
         ...
 
-    def put(self, path: Path, *, on_bytes: OnBytes | None = None) -> dict[str, Any]:
+    def put(
+        self, path: Path, *, on_bytes: OnBytes | None = None, before_put: BeforePut | None = None
+    ) -> dict[str, Any]:
         """Keeps a file or directory: {"digest", "size" in bytes, "kind": "file" or "tree"}. InputError, DiskFull …"""
         ...
 
@@ -119,8 +123,10 @@ class LazyBlobs:
     def of(self, tenant: str) -> Blobs:
         return self._blobs().of(tenant) if tenant else self
 
-    def put(self, path: Path, *, on_bytes: OnBytes | None = None) -> dict[str, Any]:
-        return self._blobs().put(path, on_bytes=on_bytes)
+    def put(
+        self, path: Path, *, on_bytes: OnBytes | None = None, before_put: BeforePut | None = None
+    ) -> dict[str, Any]:
+        return self._blobs().put(path, on_bytes=on_bytes, before_put=before_put)
 
     def get(self, digest: str, path: Path, *, on_bytes: OnBytes | None = None) -> str:
         return self._blobs().get(digest, path, on_bytes=on_bytes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 import re
+import uuid
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -28,6 +29,7 @@ from .dependencies import check_known
 from .endpoints import Endpoints, default_state
 from .errors import BlobMissing, BrokerUnavailable, InvalidConfig, InvalidJob, NotFound
 from .events import Events
+from .expiry import Expiry
 from .facts import gather
 from .functions import words
 from .gangs import Gangs
@@ -37,6 +39,7 @@ from .joblog import JobLog
 from .keysource import NO_KEYS, KeySource, as_source, load_ring
 from .keywatch import holder_name, watching
 from .message import TASK
+from .puts import Puts
 from .queues import Queues
 from .reasons import Reason
 from .record import Record, from_hash
@@ -392,11 +395,14 @@ class Client:
     def put(self, path: Path, *, tenant: str = "", on_bytes: OnBytes | None = None) -> dict[str, Any]:
         """Keeps a file or directory as a blob: {"digest", "size", "kind"}; `digest` is what a job's input names.
 
-        tenant: of the queue whose jobs are to read it. on_bytes hears how many more bytes of content are done.
+        tenant: of the queue whose jobs are to read it. It stays until it is unpinned, whatever expires. on_bytes hears
+        how many more bytes of content are done.
         """
-        store = self._store(tenant)
+        store, puts = self._store(tenant), Puts(Expiry(self.yard), f"put:{uuid.uuid4().hex}")
         with self._held_keys():
-            return store.put(path, on_bytes=on_bytes)
+            kept = store.put(path, on_bytes=on_bytes, before_put=puts.before)
+        puts.pin()
+        return kept
 
     def get(self, digest: str, path: Path, *, tenant: str = "", on_bytes: OnBytes | None = None) -> str:
         """Writes a blob to a path that does not exist yet, a directory for a tree; "file" or "tree"."""
@@ -435,6 +441,10 @@ class Client:
         if digest is None:
             raise NotFound(f'output "{output}" of job "{job_id}" is no blob; see `batchyard ls {job_id}`')
         return str(digest), record.tenant
+
+    def with_keys(self) -> Yard:
+        """The same yard, for what needs its keys. Raises InvalidConfig."""
+        return Yard(self.yard.url, self._ring())
 
     def _ring(self) -> KeyRing:
         """The yard's keys. Raises InvalidConfig."""

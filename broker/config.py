@@ -3,6 +3,7 @@
 queues:
   cpu: {priority: 10, environments: [here]}
   gpu: {environments: [here], default_priority: 5, max_concurrent: 4}
+  tests: {environments: [here], outputs_expire_s: 86400}    # without it outputs stay for ever
   lab: {environments: [here], fair_share: {shares: [{share: alice, weight: 0.5}]}}    # see `fairshare`
 environments:
   here: {vcpus: 8, memory_mib: 16000, gpus: 1, gpu_types: [a100], disk_gib: 100}    # the largest node that it may have
@@ -69,6 +70,7 @@ class Queue(_Frozen):
     fair_share: without one, jobs go by their priority, then in the order of arrival. max_concurrent: jobs at once.
     tenant: whose blobs its jobs read and write. Jobs of one tenant learn nothing of another's; '' is the yard's own.
     max_output_gib: what the outputs of one job may have together.
+    outputs_expire_s: outputs and logs of its jobs are deleted so long after a job has ended; None: never.
     """
 
     priority: int = 1
@@ -83,6 +85,7 @@ class Queue(_Frozen):
     max_concurrent: Annotated[int, Field(ge=1)] | None = None
     tenant: Tenant = ""
     max_output_gib: Annotated[float, Field(gt=0, le=2**30, allow_inf_nan=False)] | None = None
+    outputs_expire_s: Annotated[int, Field(ge=1)] | None = None
 
 
 class Made(_Frozen):

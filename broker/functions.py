@@ -16,8 +16,8 @@ from .errors import BrokerUnavailable, InvalidConfig
 
 LIBRARY = "batchyard"
 _SHARED = (
-    "base", "arrays", "policies", "shares", "gates", "index", "overflow", "reserving", "holding", "gangs", "moves",
-    "members", "dependencies", "ends", "leases", "effects",
+    "base", "blobs", "arrays", "policies", "shares", "gates", "index", "overflow", "reserving", "holding", "gangs",
+    "moves", "members", "dependencies", "ends", "leases", "effects",
 )  # fmt: skip
 """Files of `lua/shared/`; each may use those before it."""
 # Answers that mean "not now": out of memory, a disk that the AOF cannot be written to, a replica, still loading.

@@ -47,6 +47,13 @@ RESERVATIONS = "by:reservations"  # zset: since ms -> node that is kept for one 
 GANG_RESERVED = "by:gangs:reserved"  # the gang that nodes are kept for
 SPOT = "by:spot"  # set: compute environments of machines that may be taken away
 GANG_QUEUES = "by:gangs"  # set: queues in which jobs of several nodes wait
+BLOBS_UNTIL = (
+    "by:blobs:until"  # zset: ms from which nobody may need it -> name of an object that does not stay for ever
+)
+BLOBS_MADE = "by:blobs:made"  # hash: name of such an object -> JSON of who made it, see shared/blobs.lua
+BLOBS_PINNED = "by:blobs:pinned"  # hash: name of an object that a person keeps -> the same and more
+BLOBS_GOING = "by:blobs:going"  # hash: name of an object that is being deleted -> ms since when
+BLOBS_LOCK = "by:blobs:lock"  # the lock of the one that deletes
 WAKE = "by:wake"  # channel: work for nodes; message = queue
 DUTY = "by:duty"  # channel: work for the controller
 CONTROL = "by:control"  # channel: "<node> <job id>" has something to be told; "* config": to all of them

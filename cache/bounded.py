@@ -6,7 +6,7 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import islice
 
 from batchyard.broker.errors import DiskFull, NotFound
@@ -36,6 +36,8 @@ class Bounded:
         self._used = max((entry.used for entry in self._shelf), default=0)
         self._putting: Counter[str] = Counter()  # what is being put stays until all who put it are done
         self._counted = False
+        self.crowded = threading.Event()
+        """set when there is more than the soft limit, for who makes room ahead by `tidy`"""
         self.evictions = 0
 
     @property
@@ -94,6 +96,8 @@ class Bounded:
                 entry = Entry(key=name, bytes=bytes_, used=self._used)
                 self._shelf.put(entry)
                 self._index.save(LEVEL, "", entry)
+                if self._shelf.is_crowded:
+                    self.crowded.set()
             elif name not in self._putting and entry is not None and not entry.here:
                 self._shelf.remove(name)
 
@@ -116,6 +120,22 @@ class Bounded:
         except BaseException:
             self._done(name, None)
             raise
+
+    def tidy(self) -> None:
+        """Makes room down to the soft limit. StoreUnavailable."""
+        self.crowded.clear()
+        with self._guard:
+            victims = self._take_out(self._shelf.surplus(self._putting.__contains__)) if self._counted else []
+        self._evict(victims)
+
+    def held(self) -> list[str]:
+        """Names of what is here."""
+        with self._guard:
+            return [entry.key for entry in self._shelf if entry.here]
+
+    def look(self, name: str) -> AbstractContextManager[Readable]:
+        """As `get`, but it is no use of the object."""
+        return self._store.get(name)
 
     def _take_out(self, victims: list[Entry]) -> list[Entry]:
         for entry in victims:

@@ -74,6 +74,11 @@ class LocalCopies:
         return self._blobs
 
     @property
+    def held(self) -> Held:
+        """The copies of all tenants, for who looks after them."""
+        return self._held
+
+    @property
     def counts(self) -> CopyCounts:
         return self._held.counts
 

@@ -13,7 +13,7 @@ from batchyard.broker.seal import KeyRing
 from .manifest import Directory, Entry, File, Symlink, is_manifest
 from .place import store_at
 from .rewrap import Rewrap
-from .sealed import BlobStore, OnBytes
+from .sealed import BeforePut, BlobStore, OnBytes
 from .tree import fetch_tree, put_tree, read_tree
 
 _HEAD_BYTES = 64
@@ -34,9 +34,12 @@ class Door:
         """The rotation of keys in this store, of all tenants; see `blobs.Rewrapping`."""
         return self._blobs.rewrap()
 
-    def put(self, path: Path, *, on_bytes: OnBytes | None = None) -> dict[str, Any]:
+    def put(
+        self, path: Path, *, on_bytes: OnBytes | None = None, before_put: BeforePut | None = None
+    ) -> dict[str, Any]:
         """Keep a file or directory, durable when it returns. InputError, OutputError, IntegrityError, DiskFull."""
-        blob = put_tree(self._blobs, path, on_bytes) if path.is_dir() else self._blobs.put_file(path, on_bytes)
+        blobs = self._blobs if before_put is None else self._blobs.telling(before_put)
+        blob = put_tree(blobs, path, on_bytes) if path.is_dir() else blobs.put_file(path, on_bytes)
         return blob.as_json()
 
     def get(self, digest: str, path: Path, *, on_bytes: OnBytes | None = None) -> str:

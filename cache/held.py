@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from batchyard.broker.errors import BatchyardError, DiskFull
 
@@ -46,11 +47,14 @@ class Held:
         self.folders = tuple(folders)
         self._index = index
         self._pins = Pins(index.pins())
+        self.crowded = threading.Event()
+        """set when there is more than the soft limit, for who makes room ahead by `tidy`"""
         self._aside: dict[str, list[Path | None]] = {}
         self._used = 0
         self._counts = CopyCounts()
         self._recall()
         self.trim()
+        self._note_crowd()
 
     def _recall(self) -> None:
         """What is there, in the order of use that the index knows."""
@@ -109,6 +113,7 @@ class Held:
                 self._pins.drop(owner)
             self._index.unpin(gone)
             over = [self._aside.pop(key) for key in list(self._aside) if key not in self._pins]
+            self._note_crowd()
         for trash in over:
             self.folders[0].remove(trash)
 
@@ -196,6 +201,7 @@ class Held:
             entry = replace(entry, here=True, used=self._used + 1)
             folder.shelf.put(entry)
             self._keep(folder, entry, owner, stamped=True)
+            self._note_crowd()
 
     def _keep(self, folder: Folder, entry: Entry, owner: str, *, stamped: bool = False) -> None:
         self._used = max(self._used, entry.used)
@@ -257,6 +263,41 @@ class Held:
             trash = self._take_out(folder, least)
         folder.remove(trash)
         return bool(least)
+
+    def tidy(self) -> None:
+        """Makes room down to the soft limit, as far as nothing is pinned. DiskFull, StoreUnavailable."""
+        self.crowded.clear()
+        for folder in self.folders:
+            with self.guard:
+                trash = self._take_out(folder, folder.shelf.surplus(self._pins.__contains__))
+            folder.remove(trash)
+
+    def _note_crowd(self) -> None:
+        if any(folder.shelf.is_crowded for folder in self.folders):
+            self.crowded.set()
+
+    def copies(self) -> list[tuple[Path, str]]:
+        """Path and key of each copy that is here."""
+        with self.guard:
+            return [(folder.path(e.key), e.key) for folder in self.folders for e in folder.shelf if e.here]
+
+    def condemn(self, path: Path, key: str) -> Literal["removed", "in use", "gone"]:
+        """A copy that is damaged is given to nobody any more. It is removed; what running jobs have mounted, once they
+        have all ended.
+        """
+        with self.guard:
+            for folder in self.folders:
+                entry = folder.shelf.get(key)
+                if entry is None or not entry.here or folder.path(key) != path:
+                    continue
+                trash = folder.discard(key)
+                self._forget(folder, key)
+                if key in self._pins:
+                    self._aside.setdefault(key, []).append(trash)
+                    return "in use"
+                folder.remove([trash])
+                return "removed"
+        return "gone"
 
     def _take_out(self, folder: Folder, victims: Iterable[Entry]) -> list[Path | None]:
         """Under the guard, so that nobody is given, or makes, a copy that goes. The bytes are freed by the caller."""

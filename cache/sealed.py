@@ -12,7 +12,7 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ from batchyard.broker.errors import (
     NotFound,
     StoreUnavailable,
 )
-from batchyard.broker.seal import KeyRing, Opening, Readable, SealUnknown, Witness, read_full
+from batchyard.broker.seal import KeyRing, Opening, Readable, SealUnknown, Witness, mark_of, read_full
 
 from .digest import Blob, Digest, Kind, copy_hashed, parse_digest
 from .newfile import new_file
@@ -42,6 +42,8 @@ _COPIES = 4
 """As many may be read in turn: the near one, those of two other nodes, the durable one."""
 OnBytes: TypeAlias = Callable[[int], None]
 """Hears how many more bytes of content are done; in the end, of a call that succeeds, as many as the blob has."""
+BeforePut: TypeAlias = Callable[[str, str], None]
+"""Hears the name of an object and its mark (`seal.mark_of`) before it is put, and may wait, or refuse by an error."""
 
 
 @runtime_checkable
@@ -79,6 +81,7 @@ class BlobStore:
     def __init__(self, store: Store, ring: KeyRing) -> None:
         self._store, self._ring, self._yard_ring = store, ring, ring
         self._wraps = Wraps(store, ring)
+        self._before_put: BeforePut | None = None
         self.counters = Counters()
 
     def of(self, tenant: str) -> BlobStore:
@@ -90,6 +93,12 @@ class BlobStore:
     def rewrap(self) -> Rewrap:
         """The rotation of keys in this store, of all tenants."""
         return Rewrap(self._store, self._yard_ring)
+
+    def telling(self, before_put: BeforePut) -> BlobStore:
+        """The same blobs, for one who wants to hear what is put through this."""
+        told = copy(self)
+        told._before_put = before_put
+        return told
 
     def name(self, digest: Digest) -> str:
         """What the blob is called wherever tenants share a place: 64 hex digits, another tenant's are others."""
@@ -138,6 +147,8 @@ class BlobStore:
 
     def _put(self, reader: Readable, digest: Digest, size: int, kind: Kind, witness: Witness | None = None) -> Blob:
         sealing = self._ring.seal_stream(reader, digest, size, witness=witness)
+        if self._before_put is not None:
+            self._before_put(self._ring.name(digest), sealing.mark)
         if self._store.put_if_absent(self._ring.name(digest), sealing, sealing.length):
             self.counters.add(puts=1, sealed_bytes_in=sealing.length)
         else:
@@ -147,6 +158,55 @@ class BlobStore:
     def has(self, digest: Digest) -> bool:
         """Whether the store has an object for this digest; says nothing of its content."""
         return self._store.stat(self._ring.name(parse_digest(digest))) is not None
+
+    def delete(self, name: str, marks: Collection[str]) -> int | None:
+        """Delete an object if it is one of these puts, by `seal.mark_of`; its size as stored. None: there is none, or
+        it is somebody else's. StoreUnavailable. Nobody may put it meanwhile.
+        """
+        durable = levels(self._store)[-1]  # a near copy may be of an object that was here before
+        try:
+            with durable.get(name) as reader:
+                if mark_of(_head_of(reader)) not in marks:
+                    return None
+            size = durable.stat(name)
+        except NotFound:
+            return None
+        self._store.delete(name)
+        return size
+
+    def check(self, name: str, reader: Readable, on_bytes: OnBytes | None = None) -> tuple[Digest, int]:
+        """Read an object, of any tenant's, to its verified end: its digest, and the size of its content. Nothing is
+        deleted. IntegrityError, SealUnknown; of its store StoreUnavailable, Unreadable.
+        """
+        opening = self._ring.opening_of(reader, name, self._wraps.find)
+        for piece in opening.chunks():
+            if on_bytes is not None:
+                on_bytes(len(piece))
+        return opening.digest, opening.size
+
+    def condemn(self, name: str) -> bool:
+        """Delete a durable object that does not open, unless a second look finds it sound. StoreUnavailable."""
+        durable = levels(self._store)[-1]
+        head: bytes | None = None
+        try:
+            with durable.get(name) as reader:
+                head = _head_of(reader)
+                self.check(name, _From(head, reader))
+        except (SealUnknown, NotFound):
+            return False
+        except (IntegrityError, Unreadable):
+            gone = _delete_same(durable, name, head)
+            self.counters.add(corrupt=int(gone))
+            return gone
+        return False
+
+    def tell(self, name: str) -> Digest | None:
+        """Which blob the object of this name is, by its first bytes alone; None: no blob, but what the yard keeps
+        beside them. NotFound, IntegrityError, SealUnknown, StoreUnavailable.
+        """
+        with levels(self._store)[-1].get(name) as reader:
+            head = _head_of(reader)
+        return self._ring.digest_in(head, name, self._wraps.find) if mark_of(head) is not None else None
 
     def fetch(
         self,

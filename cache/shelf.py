@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 
 _BLOCK_BYTES = 4096
+SOFT = 0.9
+"""The part of a limit down to which room is made ahead, so that what comes next need not wait for it."""
 
 
 def charge(size_bytes: int) -> int:
@@ -83,6 +86,19 @@ class Shelf:
         over = self.held_bytes + need_bytes - self.limit_bytes
         found = self.least_used(over, pinned)
         return found if need_bytes <= self.limit_bytes and sum(entry.bytes for entry in found) >= over else None
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether more is held than the soft limit."""
+        return self.held_bytes > self.limit_bytes * SOFT
+
+    def surplus(self, pinned: Callable[[str], bool]) -> list[Entry]:
+        """The least recently used entries that are above the soft limit; never the last used one, which may be larger
+        than the soft limit by itself.
+        """
+        newest = next(reversed(self._entries), None)
+        over = math.ceil(self.held_bytes - self.limit_bytes * SOFT)
+        return self.least_used(over, lambda key: key == newest or pinned(key))
 
     def least_used(self, bytes_: int, pinned: Callable[[str], bool]) -> list[Entry]:
         """The least recently used entries that count so much together, or all that are here and not pinned."""

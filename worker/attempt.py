@@ -9,7 +9,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -31,8 +31,10 @@ from batchyard.broker.errors import (
     StoreUnavailable,
     disk_full,
 )
+from batchyard.broker.expiry import owner_of
 from batchyard.broker.gang import variables
 from batchyard.broker.job import Job
+from batchyard.broker.puts import Puts
 from batchyard.broker.record import Claimed
 from batchyard.broker.recorder import Effect
 from batchyard.cache.deliver import AttemptMark
@@ -68,7 +70,8 @@ _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,199}")
 class Finished:
     """How an attempt ended. Times in epoch seconds; log_tail: the last of what the command wrote.
 
-    reused: the job that made the outputs, where this one was not run. memo: notes its success for later ones.
+    reused: the job that made the outputs, where this one was not run. memo: notes its success for later ones. put: the
+    objects of its outputs and log.
     """
 
     outcome: Outcome
@@ -79,6 +82,7 @@ class Finished:
     log_tail: str = ""
     reused: str = ""
     memo: Effect | None = None
+    put: Sequence[str] = ()
 
 
 class Execution:
@@ -113,8 +117,9 @@ class Execution:
         self._secrets: dict[str, str] = {}
         self._going, self._main_at = threading.Event(), ""
         self._network = _gang_network(tools, claimed, job)
-        ring = tools.yard.ring.of(tools.tenant) if job.reuse else None
-        self._reuse = Reuse(tools.yard, ring, tools.blobs, self.folder) if ring else None
+        self._puts = Puts(tools.expiry, owner_of(claimed), self._wait_to_put) if tools.expiry else None
+        self._blobs = tools.blobs.telling(self._puts.before) if self._puts else tools.blobs
+        self._reuse = self._reusing()
         self._reused: Reused | None = None
         self._image_blob = ImageBlob.of(job.image, tools.stage.copies)
         self._image = self._image_name
@@ -208,10 +213,10 @@ class Execution:
         )
         if outcome.fate is Fate.FAILED and exit is not None:
             outputs, lacks = self._salvaged()
-            more = [lack for lack in lacks if lack not in outcome.reason]
-            outcome = replace(outcome, reason="; ".join([outcome.reason, *more]))
+            outcome = replace(outcome, reason=_with(outcome.reason, lacks))
         if outcome.fate is Fate.SUCCEEDED and self._reused is not None:
             outcome = replace(outcome, reason=f"not run: its outputs are those of the identical job {self.reused}")
+        self._forget_puts(but=outputs)
         blob, tail, lack = self._keep_log(capture, outcome)
         if lack:
             outcome = replace(outcome, reason=f"{outcome.reason}; its log could not be kept: {lack}")
@@ -223,6 +228,7 @@ class Execution:
             log=blob,
             log_tail=tail,
             reused=self.reused,
+            put=self._puts.names if self._puts else (),
             memo=self._noted(outputs) if outcome.fate is Fate.SUCCEEDED else None,
         )
 
@@ -335,7 +341,21 @@ class Execution:
         sources = self._patiently(self._looked_up)
         told = identity(self._job, image=self._image, sources=sources, index=self._claimed.index)
         self._reused = self._reuse.find(told, self._job, say=capture.platform) if self._stop is None else None
+        if self._reused is None:
+            self._forget_puts()
         return self._reused is not None
+
+    def _reusing(self) -> Reuse | None:
+        if not self._job.reuse:
+            return None
+        tools = self._tools
+        ring, use = tools.yard.ring.of(tools.tenant), self._puts.use if self._puts else lambda names: ()
+        return Reuse(tools.yard, ring, tools.blobs, self.folder, use=use)
+
+    def _forget_puts(self, *, but: Mapping[str, Kept] | None = None) -> None:
+        """What was put until now, or was to be used, is no output, unless there are some."""
+        if self._puts is not None and not but:
+            self._puts.forget()
 
     def _noted(self, outputs: Mapping[str, Kept]) -> Effect | None:
         if self._reuse is None or self._reused is not None:
@@ -488,6 +508,7 @@ class Execution:
         """What is kept of a job that has failed for good, and why not more."""
         if not any(output.on_failure for output in self._job.outputs.values()):
             return {}, []
+        self._forget_puts()
         publisher = self._publisher()
         try:
             return self._uploaded(publisher, publisher.salvage)
@@ -531,7 +552,7 @@ class Execution:
         queue = tools.config.queues.get(claimed.queue)
         most_gib = queue.max_output_gib if queue else None
         return Publisher(
-            tools.blobs,
+            self._blobs,
             self._job,
             self.folder / "work",
             mark=AttemptMark.of(tools.yard_id, claimed.id, claimed.token),
@@ -565,6 +586,13 @@ class Execution:
             break
         raise OutputError("it was not written: the job was told to stop")
 
+    def _wait_to_put(self, why: BatchyardError) -> None:
+        """Redis is away, so nobody would know of it; or the object is just being deleted."""
+        if self._stop is Stop.LOST:
+            raise OutputError("it was not kept: the job is not this node's any more")
+        log.warning("job %s waits to keep its outputs and log: %s", self._claimed.id, why)
+        time.sleep(0.5)
+
     def _keep_log(self, capture: LogCapture | None, outcome: Outcome) -> tuple[Blob | None, str, str]:
         """The sealed log, its last lines, and why it could not be kept, which does not change the fate."""
         if capture is None or outcome.fate is Fate.FORGET:
@@ -573,7 +601,7 @@ class Execution:
             path = self._whole_log(capture, outcome.reason)
             tail = "" if outcome.fate is Fate.SUCCEEDED else command_lines(capture.tail(LOG_TAIL_BYTES))
             with self._turn(path.stat().st_size):
-                return self._patiently(lambda: self._tools.blobs.put_file(path)), tail, ""
+                return self._patiently(lambda: self._blobs.put_file(path)), tail, ""
         except (BatchyardError, OSError) as error:
             log.warning("job %s: its log could not be kept: %s", self._claimed.id, error)
             return None, "", str(error)
@@ -638,6 +666,11 @@ def _gang_network(tools: Tools, claimed: Claimed, job: Job) -> GangNetwork | Non
         mode=options.gang_network,
         address=options.address,
     )
+
+
+def _with(reason: str, lacks: Sequence[str]) -> str:
+    """And what was not kept, if the reason does not say so already."""
+    return "; ".join([reason, *(lack for lack in lacks if lack not in reason)])
 
 
 def command_lines(text: str) -> str:

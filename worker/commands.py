@@ -99,6 +99,13 @@ allow_url_host_option = click.option(
     metavar="HOST[:PORT]",
     help="Give other nodes what is in --near, and get what is in theirs; listen there, on a private network.",
 )
+@click.option(
+    "--scrub-mib-s",
+    type=click.FloatRange(min=0),
+    default=4.0,
+    show_default=True,
+    help="How much of copies and --near is read again each second, to find what is damaged; 0 for nothing.",
+)
 @click.option("--labels", default="", help="k=v,k=v; environment=NAME says which compute environment this node is in.")
 @click.option("--secrets", type=click.Path(path_type=Path, file_okay=False), help="Folder with one file a secret.")
 @allow_root_option
@@ -176,6 +183,7 @@ def worker(
     near: str | None,
     near_gib: float,
     peer_address: str | None,
+    scrub_mib_s: float,
     labels: str,
     secrets: Path | None,
     allowed_roots: tuple[Path, ...],
@@ -226,6 +234,7 @@ def worker(
                 near=absolute_store(near) if near is not None else None,
                 near_gib=near_gib,
                 peer_address=peer_address,
+                scrub_mib_s=scrub_mib_s,
                 gpus=gpu.discover(gpus),
                 labels=pairs,
                 secrets=secrets,

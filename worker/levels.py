@@ -20,6 +20,7 @@ from batchyard.cache.counted import Counted
 from batchyard.cache.folder import Folder
 from batchyard.cache.index import Index
 from batchyard.cache.late import Late
+from batchyard.cache.scrub import Scrub
 from batchyard.cache.sealed import BlobStore
 from batchyard.cache.store import Store
 from batchyard.cache.tiered import Tiered
@@ -54,6 +55,8 @@ class CacheFacts:
     peer_bytes: int = 0
     peer_failures: int = 0
     given_bytes: int = 0
+    scrubbed_bytes: int = 0
+    scrub_bad: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +71,7 @@ class Levels:
     near: Counted | None = None
     bounded: Bounded | None = None
     yard_store: Late
+    scrub: Scrub
     peering: Peering | None = None
 
     def near_id(self, ring: KeyRing) -> str:
@@ -83,7 +87,7 @@ class Levels:
         return self.peering.address if self.peering else ""
 
     def facts(self) -> CacheFacts:
-        copies = self.copies.counts
+        copies, scrub = self.copies.counts, self.scrub.counts
         return CacheFacts(
             hits=copies.hits,
             misses=copies.misses,
@@ -98,6 +102,8 @@ class Levels:
             peer_bytes=self.peering.fetched_bytes if self.peering else 0,
             peer_failures=self.peering.failures if self.peering else 0,
             given_bytes=self.peering.given_bytes if self.peering else 0,
+            scrubbed_bytes=scrub.bytes,
+            scrub_bad=scrub.bad,
         )
 
 
@@ -120,7 +126,8 @@ def open_levels(options: NodeOptions, yard: Yard) -> Levels:
     far = Counted(yard_store)
     if options.near is None:
         blobs = BlobStore(far, ring)
-        return Levels(blobs=blobs, copies=LocalCopies(blobs, index, folders), far=far, yard_store=yard_store)
+        copies = LocalCopies(blobs, index, folders)
+        return Levels(blobs=blobs, copies=copies, far=far, yard_store=yard_store, scrub=Scrub(copies))
     near_store = _near(options.near, yard, index, durable=options.store)
     if peering is not None:
         near_store = peering.near(near_store)
@@ -133,7 +140,14 @@ def open_levels(options: NodeOptions, yard: Yard) -> Levels:
     blobs = BlobStore(tiered, ring)
     copies = LocalCopies(blobs, index, folders)
     return Levels(
-        blobs=blobs, copies=copies, far=far, near=near, bounded=bounded, yard_store=yard_store, peering=peering
+        blobs=blobs,
+        copies=copies,
+        far=far,
+        near=near,
+        bounded=bounded,
+        yard_store=yard_store,
+        scrub=Scrub(copies, bounded),
+        peering=peering,
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from batchyard.broker.config import Config, single_machine
 from batchyard.broker.errors import BrokerUnavailable, InvalidConfig, NotFound
+from batchyard.broker.expiry import Expiry
 from batchyard.broker.followups import Followups
 from batchyard.broker.keysource import AnySource, as_source, load_ring
 from batchyard.broker.keywatch import holder_name, watching
@@ -109,6 +110,7 @@ def _tools(yard: Yard, options: NodeOptions, config: Config) -> Tools:
         engine=engine,
         puller=Puller(engine),
         levels=levels,
+        expiry=Expiry(yard),
         stage=Stage(
             copies=copies,
             allowed_roots=options.allowed_roots,

@@ -37,6 +37,7 @@ from .outcome import Stop
 from .run import Run, unreadable
 from .slots import Slot, Slots
 from .tools import Tools
+from .upkeep import Upkeep
 
 log = logging.getLogger(__name__)
 AT_ONCE = 8  # jobs claimed in one call
@@ -81,6 +82,10 @@ class Node:
     def start(self) -> None:
         """Must not need Redis or the engine: both may be down."""
         self.tools.live.start()
+        if self.tools.levels is not None:
+            Upkeep(
+                self.tools.yard, self.tools.levels, lambda: self.tools.config, self.tools.options.scrub_mib_s
+            ).start()
         for act in (self._claim_loop, self._renew_loop, self._listen_loop, self._sweep_loop, self._stand_in_loop):
             threading.Thread(target=act, name=act.__qualname__, daemon=True).start()
 

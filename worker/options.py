@@ -22,6 +22,9 @@ class NodeOptions:
     there, and below /dev/shm. near: the spec of a store of this node alone, which keeps near_gib of what it used last.
     peer_address: where other nodes may get what is in it, HOST[:PORT]; None: nowhere, and it gets nothing from theirs.
 
+    scrub_mib_s: how much of its copies and near store a node reads again each second, to see whether they are whole; 0
+    for nothing.
+
     fetch_gib: the most that an input from s3:// or https:// may have. url_hosts: those that https:// may name although
     their addresses are not public. new_store: the yard takes this node's store, whichever it had.
 
@@ -59,6 +62,7 @@ class NodeOptions:
     near: str | None = None
     near_gib: float = 20.0
     peer_address: str | None = None
+    scrub_mib_s: float = 4.0
     fetch_gib: float = 100.0
     url_hosts: tuple[str, ...] = ()
     new_store: bool = False

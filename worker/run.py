@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from batchyard.broker import ending, message
 from batchyard.broker.errors import BatchyardError, BrokerUnavailable
+from batchyard.broker.expiry import told
 from batchyard.broker.followups import CannotFollow
 from batchyard.broker.job import Job
 from batchyard.broker.message import Document
@@ -159,8 +160,13 @@ class Run:
             self._record(end, outcome),
             interrupted=outcome.fate is Fate.INTERRUPTED,
             delay_s=outcome.delay_s,
-            fields={"reason": outcome.reason},
+            fields={"reason": outcome.reason, **self._put(end)},
         )
+
+    def _put(self, end: Finished) -> dict[str, str]:
+        """What becomes of its outputs and log, by its queue."""
+        queue = self._tools.config.queues.get(self.claimed.queue)
+        return told(None if queue is None else queue.outputs_expire_s, end.put)
 
     def _write(self, end: Finished) -> bool:
         outcome, result = end.outcome, self._result(end)
@@ -172,6 +178,7 @@ class Run:
             **({"started": _ms(end.started)} if end.started else {}),
             **({"exit_code": str(outcome.exit_code)} if outcome.exit_code is not None else {}),
             **({"log": end.log.digest} if end.log else {}),
+            **self._put(end),
         }
         good = outcome.fate is Fate.SUCCEEDED
         if good:

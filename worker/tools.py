@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from batchyard.broker.config import Config
+from batchyard.broker.expiry import Expiry
 from batchyard.broker.followups import Followups
 from batchyard.broker.store import Yard
 from batchyard.cache.sealed import BlobStore
@@ -23,7 +24,7 @@ from .uploads import Uploads
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tools:
     """hostname: the node's name among Celery workers. yard_id: the yard's name on containers. tenant: whose blobs and
-    secrets these are; '' for the yard's own.
+    secrets these are; '' for the yard's own. expiry: None where what is put stays for ever.
     """
 
     yard: Yard
@@ -41,6 +42,7 @@ class Tools:
     reporter: Reporter
     levels: Levels | None = None
     uploads: Uploads = field(default_factory=Uploads)
+    expiry: Expiry | None = None
     tenant: str = ""
 
     def of(self, tenant: str) -> Tools:

@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "cancel": ("cancel:cancel", "End jobs, whatever they do."),
     "put": ("", "Keep a file or directory as a blob; prints its digest."),
     "get": ("", "Write a blob to a file or directory."),
+    "cache": ("", "Look after blobs: stats, ls, verify, gc, pin, unpin."),
     "queues": ("look:queues", "Show queues and what waits in them."),
     "queue": ("queue:queue", "Queues at run time: create, update, enable, disable, delete, list, show, snapshot."),
     "environment": ("environment:environment", "Compute environments at run time: create, update, delete, list, show."),

@@ -18,6 +18,8 @@ _FIELDS = (
                  help="In the order in which they are filled; 1 to 3."),
     click.option("--priority", type=int, help="Higher is served first.  [default: 1]"),
     click.option("--default-priority", type=click.IntRange(0, 9), help="Of messages without one.  [default: 0]"),
+    click.option("--outputs-expire-s", type=click.IntRange(1),
+                 help="Delete outputs and logs of its jobs so long after their end.  [default: never]"),
 )  # fmt: skip
 
 
@@ -59,7 +61,14 @@ def create(
     change(doors, "create", "queue", name, fields, as_json=as_json)
 
 
-@queue.command(epilog=examples("batchyard queue update night --priority 3", "batchyard queue update big -e own"))
+@queue.command(
+    epilog=examples(
+        "batchyard queue update night --priority 3",
+        "batchyard queue update big -e own",
+        "batchyard queue update tests --outputs-expire-s 86400",
+        "batchyard queue update tests --set outputs_expire_s=null    never, from now on",
+    )
+)
 @_NAME
 @_fields
 @json_option

@@ -28,9 +28,9 @@ register('member_start', function(_, argv)
   return 1
 end)
 
-local function pairs_of(json)
+local function pairs_of(told)
   local fields = {}
-  for k, v in pairs(cjson.decode(json)) do fields[#fields + 1] = k; fields[#fields + 1] = v end
+  for k, v in pairs(told) do fields[#fields + 1] = k; fields[#fields + 1] = v end
   return fields
 end
 
@@ -63,14 +63,17 @@ register('member_settle', function(_, argv)
   local id, token = argv[1], argv[2]
   local answer, gang, node, h = look(id, token)
   if answer ~= 1 then return answer end
+  local told = cjson.decode(argv[4])
+  settle_blobs(id .. ' ' .. token, told.blobs)
+  told.blobs = nil
   if h.main and not h.back and not ended(h.state) then
     apply(argv, 7)
     add_attempt(gang, argv[5])
-    end_record(gang, argv[3], pairs_of(argv[4]), argv[6])
+    end_record(gang, argv[3], pairs_of(told), argv[6])
     h.state = argv[3]
   end
   add_attempt(id, argv[5])
-  leave_member(id, gang, node, token, argv[3], h, cjson.decode(argv[4]))
+  leave_member(id, gang, node, token, argv[3], h, told)
   return 1
 end)
 
@@ -83,6 +86,7 @@ register('member_giveback', function(_, argv)
   local id, token = argv[1], argv[2]
   local answer, gang, node, h = look(id, token)
   if answer ~= 1 then return answer end
+  settle_blobs(id .. ' ' .. token, cjson.decode(argv[5]).blobs)
   if not h.back and not ended(h.state) and (h.main or h.state == 'STARTING') then
     local reason = cjson.decode(argv[5]).reason or 'a node gave it back'
     add_attempt(gang, argv[4])

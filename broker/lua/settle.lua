@@ -1,16 +1,19 @@
 -- settle(width, id, token, state, fields (JSON object of strings), attempt (JSON), retention s, effects …, width, id, …)
 --   -> for each 1 written, 2 this same end had been written before, 0 the token is stale: nothing is written; or an
 --   error, which stops none of the others
--- The ends of one job or of several. width: how many arguments are this job's, from its id on.
--- Keys: job, node_jobs, leases, expiring, outbox, dead, those of the effects, dependants and those of their moves; what
+-- The ends of one job or of several. width: how many arguments are this job's, from its id on. A field `blobs` is for
+-- shared/blobs.lua, and not the record's.
+-- Keys: blobs_until, blobs_made, blobs_pinned, job, node_jobs, leases, expiring, outbox, dead, those of the effects, dependants and those of their moves; what
 -- the job held: holds, consumable, gates, policies, the shares'.
 local function settle(argv, i, last, releases)
   local id, token, job = argv[i], argv[i + 1], K.job(argv[i])
   local h = redis.call('HMGET', job, 'token', 'settled', 'node')
   if h[2] == token then return 2 end
   if h[1] ~= token then return 0 end
-  local fields = {'settled', token}
-  for k, v in pairs(cjson.decode(argv[i + 3])) do fields[#fields + 1] = k; fields[#fields + 1] = v end
+  local fields, told = {'settled', token}, cjson.decode(argv[i + 3])
+  settle_blobs(id .. ' ' .. token, told.blobs)
+  told.blobs = nil
+  for k, v in pairs(told) do fields[#fields + 1] = k; fields[#fields + 1] = v end
   apply(argv, i + 6, last)
   add_attempt(id, argv[i + 4])
   end_record(id, argv[i + 2], fields, argv[i + 5], releases)
@@ -45,7 +48,10 @@ register('giveback', function(_, argv)
   add_attempt(id, argv[4])
   if argv[3] ~= '' then redis.call('HINCRBY', job, argv[3], 1) end
   if argv[3] == 'interruptions' then count_spot(id, h[3]) end
-  for k, v in pairs(cjson.decode(argv[5])) do redis.call('HSET', job, k, v) end
+  local told = cjson.decode(argv[5])
+  return_blobs(id, token, told.blobs)
+  told.blobs = nil
+  for k, v in pairs(told) do redis.call('HSET', job, k, v) end
   redis.call('HSET', job, 'returned', token)
   restore(id, h[3], nil, tonumber(argv[6]))
   return 1

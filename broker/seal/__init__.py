@@ -8,7 +8,7 @@ from . import keyfile
 from .key import Keys
 from .reading import Readable, read_full
 from .ring import MESSAGE_MAGIC, FindWrap, KeyRing, SealUnknown
-from .stream import HEADER_BYTES, STREAM_MAGIC, Opening, Sealing
+from .stream import HEADER_BYTES, STREAM_MAGIC, Opening, Sealing, mark_of
 from .witness import CHUNK_BYTES, Witness
 
 __all__ = [
@@ -25,5 +25,6 @@ __all__ = [
     "Sealing",
     "Witness",
     "keyfile",
+    "mark_of",
     "read_full",
 ]

@@ -174,9 +174,19 @@ class _Chunked(io.RawIOBase):
             self._pending = self._next_chunk()
 
 
+def mark_of(beginning: bytes) -> str | None:
+    """What tells this very sealed stream from all others, also of one blob, by its first bytes, whatever key it is
+    under. None: not a sealed stream.
+    """
+    if len(beginning) < _FIXED.size or not beginning.startswith(STREAM_MAGIC):
+        return None
+    prefix: bytes = _FIXED.unpack_from(beginning)[-1]
+    return prefix.hex()
+
+
 class Sealing(_Chunked):
     """A sealed stream in the making; `length` is its size in bytes, header and tags included; `key_id`, in hex, tells
-    the key that it is sealed under.
+    the key that it is sealed under. mark: see `mark_of`.
     """
 
     def __init__(
@@ -191,6 +201,7 @@ class Sealing(_Chunked):
         super().__init__(reader, digest, name, head, object_key)
         self._witness = witness
         self.key_id = head.key_id.hex()
+        self.mark = head.prefix.hex()
         self.length = HEADER_BYTES + head.size + head.chunk_count * _TAG_BYTES
         self._pending = memoryview(head.packed())
 

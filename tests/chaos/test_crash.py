@@ -239,6 +239,24 @@ def test_every_next_step_starts_once_whoever_dies(seed: int, tmp_path: Path) -> 
         server.stop()
 
 
+_PUTS: list[tuple[When, Victim]] = [(when, victim) for when in WHENS for victim in VICTIMS]
+
+
+@pytest.mark.parametrize(
+    ("when", "victim"),
+    [pytest.param(*cell, marks=[] if cell == ("sent", "caller") else [pytest.mark.full]) for cell in _PUTS],
+)
+def test_every_next_step_starts_once_whoever_dies_about_a_put(when: When, victim: Victim, tmp_path: Path) -> None:
+    server = RedisServer(free_port(), tmp_path)
+    server.start()
+    try:
+        fault = Fault(call="blobs_put", when=when, victim=victim, nth=2)
+        place = Place(folder=tmp_path, url=server.url(), fault=fault, seed=f"{when} {victim}", chance=0.02)
+        _run(CANVASES[0], place, server, random.Random(0), with_controller=True)
+    finally:
+        server.stop()
+
+
 @pytest.mark.parametrize(
     "seed", [pytest.param(n, marks=[] if n in GANGS_SHORT else [pytest.mark.full]) for n in GANGS_FULL]
 )

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from batchyard.broker.blobs import Lines, OnBytes
+from batchyard.broker.blobs import BeforePut, Lines, OnBytes
 from batchyard.broker.errors import BlobMissing, BrokerUnavailable, InvalidConfig, NotFound
 from batchyard.broker.joblog import JobLog, text_of
 from batchyard.broker.record import Record, from_hash
@@ -34,7 +34,9 @@ class Blobs:
         assert digest == "sha256:log"
         yield io.BytesIO(self._data)
 
-    def put(self, path: Path, *, on_bytes: OnBytes | None = None) -> dict[str, Any]:
+    def put(
+        self, path: Path, *, on_bytes: OnBytes | None = None, before_put: BeforePut | None = None
+    ) -> dict[str, Any]:
         raise NotImplementedError
 
     def get(self, digest: str, path: Path, *, on_bytes: OnBytes | None = None) -> str:

@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("broker", "cache", "worker", "autoscaler")
 COMMANDS = {
+    "cache": "batchyard.cache.admin:cache",
     "put": "batchyard.cache.commands:put",
     "get": "batchyard.cache.commands:get",
     "worker": "batchyard.worker.commands:worker",

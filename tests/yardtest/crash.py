@@ -47,6 +47,8 @@ _STAYS = {
     keys.KEY_MARK,
     keys.STORE,
     keys.STAND_IN,
+    keys.BLOBS_UNTIL,  # what killed attempts had put
+    keys.BLOBS_MADE,
     keys.EVENTS,
     keys.GATES,
     keys.WEBHOOK_LOCK,

@@ -8,7 +8,8 @@ local function end_record(id, state, fields, retention, releases)
   local job, parent = K.job(id), array_of(id)
   become(id, state, unpack(fields))
   redis.call('HDEL', job, 'token', 'class', 'ending')
-  local h = redis.call('HMGET', job, 'queue', 'share', 'gang')
+  local h = redis.call('HMGET', job, 'queue', 'share', 'gang', 'blobs')
+  if h[4] then settle_blobs(id, h[4]) end
   if h[2] then share_closed(h[1], h[2], id) end
   redis.call('ZREM', K.expiring, id)
   if not parent then redis.call('EXPIRE', job, retention) end
