@@ -405,27 +405,31 @@ def test_a_put_of_a_person_who_was_killed_goes_after_a_day(world: World) -> None
 
 # -- what waiting jobs need
 def test_what_waiting_jobs_need_is_kept_however_late_they_run(world: World) -> None:
-    by_digest, member, of_job, of_child, in_chord, unneeded = (
-        world.run(data, 100) for data in (b"1", b"2", b"3", b"4", b"5", b"6")
+    by_digest, member, of_job, of_child, of_failed, in_chord, unneeded = (
+        world.run(data, 100) for data in (b"1", b"2", b"3", b"4", b"5", b"6", b"7")
     )
     results = [json.dumps({"outputs": {"o": blob.as_json()}}) for blob in (of_job, of_child)]
     world.yard.redis.hset(keys.job("made"), mapping={"state": "SUCCEEDED", "result": results[0]})
+    kept = json.dumps({"o": of_failed.as_json()})
+    world.yard.redis.hset(keys.job("failed"), mapping={"state": "FAILED", "outputs": kept})
     world.yard.redis.hset(keys.job("array"), mapping={"state": "SUCCEEDED", "array": 2})
     world.yard.redis.hset(keys.job("array:1"), "result", results[1])
     world.yard.redis.rpush("celery-taskset-meta-g.j", json.dumps(in_chord.as_json()))
     members = [{"name": "o", **member.as_json()}]
     eta = int(world.yard.now_s() * 1000) + 10 * DAY_MS
     world.take_in("delayed", eta_ms=eta, inputs={"/in": {"digest": by_digest.digest}, "/m": {"members": members}})
-    world.take_in("ready", inputs={"/in": {"job": "made", "from": "o"}, "/a": {"job": "array", "from": "o"}})
+    named = {f"/{job}": {"job": job, "from": "o"} for job in ("made", "array", "failed")}
+    world.take_in("ready", inputs=named)
     world.take_in("member", headers={"group": "g"})
     world.age(10 * DAY_MS)
     freed = world.collector.round()
-    assert (freed.objects, freed.spared) == (1, 5)
-    assert world.has(by_digest, member, of_job, of_child, in_chord, unneeded) == [True] * 5 + [False]
+    assert (freed.objects, freed.spared) == (1, 6)
+    needed = (by_digest, member, of_job, of_child, of_failed, in_chord)
+    assert world.has(*needed, unneeded) == [True] * 6 + [False]
     for record in world.yard.recent(100):
         world.yard.redis.hset(keys.job(record.id), "state", "FAILED")
     world.age(10 * DAY_MS)
-    assert world.collector.round().objects == 5
+    assert world.collector.round().objects == 6
     world.nothing_known()
 
 
