@@ -113,21 +113,22 @@ class Needs:
         self._sources.add((tenant, job_id, output))
         size, *kept = self._yard.guard(lambda: self._yard.redis.hmget(keys.job(job_id), "array", "result", "outputs"))
         if size is None:
-            self._tell(tenant, _output(*kept, output))
+            self._tell(tenant, _output(kept, output))
             return
         for at in range(0, int(size), CHUNK):
             pipe = self._yard.redis.pipeline(transaction=False)
             for n in range(at, min(int(size), at + CHUNK)):
                 pipe.hmget(keys.job(f"{job_id}:{n}"), "result", "outputs")
             for kept in self._yard.guard(pipe.execute):
-                self._tell(tenant, _output(*kept, output))
+                self._tell(tenant, _output(kept, output))
 
     def _tell(self, tenant: str, text: bytes) -> None:
         if found := {digest.decode() for digest in _DIGEST.findall(text)}:
             self._found(tenant, found)
 
 
-def _output(result: bytes | None, kept: bytes | None, name: str) -> bytes:
+def _output(record: Sequence[bytes | None], name: str) -> bytes:
     """What a job's result says of an output, or, of one that has failed, what was kept of it."""
+    result, kept = record
     outputs = json.loads(result)["outputs"] if result else json.loads(kept or b"{}")
     return json.dumps(outputs.get(name)).encode()

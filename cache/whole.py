@@ -8,21 +8,13 @@ from typing import TypeAlias
 
 from batchyard.broker.errors import IntegrityError, NotFound
 
-from .digest import Blob, Digest
+from .digest import Blob
+from .parts import parts_of
 from .sealed import BlobStore
-from .tree import read_tree
 
 _AT_ONCE = 8
 Use: TypeAlias = Callable[[Sequence[str]], Collection[str]]
 """Hears the names of objects that somebody needs from now on; gives those that cannot be kept any more."""
-
-
-def parts(blobs: BlobStore, blob: Blob) -> frozenset[Digest]:
-    """The digests of all blobs that this one needs, its own too. InputError: a tree that is none. Else as
-    `BlobStore.read_bytes`.
-    """
-    inner = frozenset(read_tree(blobs, blob.digest).blobs) if blob.kind == "tree" else frozenset[Digest]()
-    return inner | {blob.digest}
 
 
 def all_there(blobs: BlobStore, wanted: Iterable[Blob], *, use: Use = lambda names: ()) -> bool:
@@ -32,7 +24,7 @@ def all_there(blobs: BlobStore, wanted: Iterable[Blob], *, use: Use = lambda nam
     none. StoreUnavailable.
     """
     try:
-        digests = frozenset[Digest]().union(*(parts(blobs, blob) for blob in wanted))
+        digests = {part for blob in wanted for part in parts_of(blobs, blob.digest, blob.kind)}
     except (NotFound, IntegrityError):  # of a tree
         return False
     if use(sorted(map(blobs.name, digests))):

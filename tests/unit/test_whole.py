@@ -9,12 +9,13 @@ import pytest
 
 from batchyard.broker.errors import StoreUnavailable
 from batchyard.broker.seal import KeyRing
-from batchyard.cache.digest import Blob, digest_of
+from batchyard.cache.digest import Blob, Kind, digest_of
 from batchyard.cache.memory import MemoryStore
 from batchyard.cache.packs import SMALL_BYTES
+from batchyard.cache.parts import parts_of
 from batchyard.cache.sealed import BlobStore
 from batchyard.cache.tree import put_tree
-from batchyard.cache.whole import all_there, parts
+from batchyard.cache.whole import all_there
 
 RING = KeyRing.new()
 LARGE = b"x" * (SMALL_BYTES + 1)
@@ -43,8 +44,11 @@ def test_what_was_put_is_there(store: MemoryStore, kept: list[Blob]) -> None:
 
 def test_a_tree_needs_its_packs_its_large_files_and_its_manifest(store: MemoryStore, kept: list[Blob]) -> None:
     blobs = BlobStore(store, RING)
-    assert {digest_of(b"\1\2"), digest_of(LARGE), kept[1].digest} == parts(blobs, kept[1])
-    assert parts(blobs, kept[0]) == {kept[0].digest}
+    kinds: tuple[Kind | None, ...] = ("tree", None)
+    for kind in kinds:
+        found = parts_of(blobs, kept[1].digest, kind)
+        assert sorted(found) == sorted([kept[1].digest, digest_of(b"\1\2"), digest_of(LARGE)])
+    assert parts_of(blobs, kept[0].digest) == [kept[0].digest]
 
 
 def test_without_any_one_part_it_is_not_all_there(store: MemoryStore, kept: list[Blob]) -> None:
