@@ -7,6 +7,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -237,7 +238,7 @@ def test_what_a_lost_attempt_has_put_goes_and_what_its_job_put_then_does_not(
     _, orphan = world.put(job, b"only the first")
     _, both = world.put(job, b"both")
     world.yard.redis.hset(keys.job(job.id), "token", "9:another")  # leased by another node
-    retried = Claimed(**{f: getattr(job, f) for f in Claimed.__slots__} | {"token": "9:another"})
+    retried = replace(job, token="9:another")
     puts, _ = world.put(retried, b"both")
     assert world.collector.round() == Freed()
     world.settle(retried, puts, expire_s, out=both)
@@ -288,7 +289,7 @@ def test_a_settle_that_is_repeated_or_stale_changes_nothing(world: World) -> Non
     )
     fields = told(None, puts.names)
     assert world.yard.settle(job, State.SUCCEEDED, attempt(), fields, [], retention_s=1000)
-    stale = Claimed(**{f: getattr(job, f) for f in Claimed.__slots__} | {"token": "0:x"})
+    stale = replace(job, token="0:x")
     assert not world.yard.settle(stale, State.SUCCEEDED, attempt(), fields, [], retention_s=1000)
     after = world.yard.redis.hgetall(keys.BLOBS_MADE), world.yard.redis.zrange(keys.BLOBS_UNTIL, 0, -1, withscores=True)
     assert before == after
