@@ -119,8 +119,10 @@ class RemoteInputs:
             say(f"fetches {shown(wanted.uri)}")
             look = f"{owner}?{secrets.token_hex(8)}"  # not the owner's: what has changed must be free to go
             try:
-                here = [one for one in kinds if known is not None and self._copies.look(one, known.digest, look)]
-                kept = here[0] if here else kinds[-1]
+                here: list[CopyKind] = [
+                    one for one in kinds if known is not None and self._copies.look(one, known.digest, look)
+                ]
+                kept = here[0] if here else kind
                 visit = _Visit(wanted, name, known if here else None, kept, owner, look, stopped, on_moved)
                 path, digest = self._file(visit, place) if kind == "file" else self._tree(visit, place)
             finally:
