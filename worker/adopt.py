@@ -9,8 +9,8 @@ from collections.abc import Callable
 from batchyard.broker.gangs import Gangs
 from batchyard.broker.record import Claimed
 
-from .attempt import folder_name
 from .container import owner_labels
+from .context import folder_name
 from .engine import Listed
 from .gang import quietly, sweep
 from .tools import Tools

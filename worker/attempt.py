@@ -2,68 +2,45 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
-import re
-import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path
-from typing import TypeVar
-
-from rich.filesize import decimal
 
 from batchyard.broker.errors import (
     BatchyardError,
-    BrokerUnavailable,
     DiskFull,
     EngineUnavailable,
     ImageError,
     NotFound,
-    OutputError,
     Permanent,
     StartError,
-    StoreUnavailable,
     disk_full,
 )
-from batchyard.broker.expiry import owner_of
 from batchyard.broker.gang import variables
 from batchyard.broker.job import Job
-from batchyard.broker.puts import Puts
 from batchyard.broker.record import Claimed
 from batchyard.broker.recorder import Effect
-from batchyard.cache.deliver import AttemptMark
-from batchyard.cache.digest import Blob, Digest
-from batchyard.cache.held import CopiesPinned
+from batchyard.cache.digest import Blob
 
 from .capture import LogCapture
 from .container import Identity, container_spec
+from .context import Context
 from .engine import Bind, ContainerSpec, Exit, launch
 from .gang import GangNetwork, quietly
-from .image_blob import ImageBlob
+from .keeping import Keeping
 from .ledger import Allocation
 from .outcome import Fate, Outcome, Stop, decide
-from .progress import Progress, uploaded
-from .publish import Kept, Limit, Publisher
-from .reuse import Reuse, Reused, identity, obstacle
-from .sources import Source, look_up
+from .preparing import Preparing
+from .publish import Kept
+from .reuse import Reused
 from .staging import secrets_of, work_directory
 from .tools import Tools
 from .writable import writable
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
-STORE_PATIENCE_S, ENGINE_PATIENCE_S = 120.0, 600.0
-UPLOAD_PATIENCE_S = 3600.0  # for the yard's store: outputs that wait for it hold their disk, and nothing else
-LOG_TAIL_BYTES = 4096
-STOPS = {"lost": Stop.LOST, "cancel": Stop.CANCEL, "halt": Stop.HALT}
-"""What a heartbeat tells of a job, by how it is stopped for it."""
-_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,199}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,35 +81,27 @@ class Execution:
     ) -> None:
         self._tools, self._claimed, self._job = tools, claimed, job
         self._allocation, self._on_start = allocation, on_start
-        self.folder = tools.options.files / "jobs" / folder_name(claimed)
+        self._context = Context(tools, claimed, job)
+        self._preparing = Preparing(self._context)
+        self._keeping = Keeping(self._context, self._told_to_stop)
+        self.folder = self._context.folder
         self.started = claimed.started
         self._lock, self._over = threading.Lock(), threading.Event()
         self._container, self._running = container, container is not None
         self._made = [container] if container is not None else []  # containers that may still be there
-        self._stop: Stop | None = None
-        self._why = self._told = ""
-        self._tries = self._kept = 0
-        self._exited_s = 0.0  # by the monotonic clock
         self._on_exit: Callable[[], None] | None = on_exit
         self._secrets: dict[str, str] = {}
         self._going, self._main_at = threading.Event(), ""
         self._network = _gang_network(tools, claimed, job)
-        self._puts = Puts(tools.expiry, owner_of(claimed), self._wait_to_put) if tools.expiry else None
-        self._blobs = tools.blobs.telling(self._puts.before) if self._puts else tools.blobs
-        self._reuse = self._reusing()
+        self._reuse = self._keeping.reuse() if job.reuse else None
         self._reused: Reused | None = None
-        self._image_blob = ImageBlob.of(job.image, tools.stage.copies)
-        self._image = self._image_name
-        self._sources: Mapping[str, Source] | None = None
-        # What a main member says and does is the job's.
-        self._shown_id = claimed.job_id if claimed.member is None or claimed.member.is_main else claimed.id
-        if container is not None:  # before anything is staged for others, also where the index was lost
-            tools.stage.copies.pin(self.folder.name, self._digests(unpack=False), unpacked=self._digests(unpack=True))
+        if container is not None:
+            self._preparing.pin()
 
     # -- from other threads
     @property
     def stopped(self) -> Stop | None:
-        return self._stop
+        return self._context.stop
 
     @property
     def reused(self) -> str:
@@ -141,9 +110,10 @@ class Execution:
 
     def stop(self, stop: Stop, why: str, *, grace_s: float | None, first_signal: str) -> None:
         with self._lock:
-            told = self._stop is stop is Stop.LOST  # at every beat again
-            if self._stop is None or stop is Stop.LOST:
-                self._stop, self._why = stop, why
+            context = self._context
+            told = context.stop is stop is Stop.LOST  # at every beat again
+            if context.stop is None or stop is Stop.LOST:
+                context.stop, context.why = stop, why
             running = self._running and not told
         self._going.set()
         self._tools.uploads.look()
@@ -155,6 +125,10 @@ class Execution:
         if not self._going.is_set():
             self._main_at = main_at
             self._going.set()
+
+    def _told_to_stop(self, stop: Stop, why: str) -> None:
+        """By Redis, after its container has ended."""
+        self.stop(stop, why, grace_s=0, first_signal="SIGKILL")
 
     def _signal(self, name: str, grace_s: float) -> None:
         container = self._container
@@ -188,36 +162,35 @@ class Execution:
         outputs: dict[str, Kept] = {}
         capture: LogCapture | None = None
         try:
-            copies, unpacked = self._tools.stage.copies, self._digests(unpack=True)
-            with copies.pinned(self.folder.name, self._digests(unpack=False), unpacked=unpacked):
+            with self._preparing.pinned():
                 self._secrets = secrets_of(self._job, self._tools.options.secrets)
                 capture = self._log()
                 exit = self._ended(capture)
             self._has_exited(exit)
-            if exit is not None and exit.code == 0 and self._stop is None:
-                outputs = self._published() if self._reused is None else dict(self._reused.outputs)
+            if exit is not None and exit.code == 0 and not self._context.is_stopped:
+                outputs = self._keeping.publish() if self._reused is None else dict(self._reused.outputs)
         except Exception as caught:
             error = self._fault(caught)
         self._has_exited(exit)
         self._over.set()
-        self._doing("")
+        self._context.doing("")
         ended = exit.finished_at if exit is not None else time.time()
         outcome = decide(
             exit=exit,
             error=error,
-            stop=self._stop,
-            why=self._why,
+            stop=self._context.stop,
+            why=self._context.why,
             attempt=self._claimed.attempt,
             strategy=self._job.retry,
             interruptions=self._claimed.interruptions,
         )
         if outcome.fate is Fate.FAILED and exit is not None:
-            outputs, lacks = self._salvaged()
+            outputs, lacks = self._keeping.salvage(self._fault)
             outcome = replace(outcome, reason=_with(outcome.reason, lacks))
         if outcome.fate is Fate.SUCCEEDED and self._reused is not None:
             outcome = replace(outcome, reason=f"not run: its outputs are those of the identical job {self.reused}")
-        self._forget_puts(but=outputs)
-        blob, tail, lack = self._keep_log(capture, outcome)
+        self._keeping.forget(but=outputs)
+        blob, tail, lack = self._keeping.keep_log(capture, outcome)
         if lack:
             outcome = replace(outcome, reason=f"{outcome.reason}; its log could not be kept: {lack}")
         return Finished(
@@ -228,7 +201,7 @@ class Execution:
             log=blob,
             log_tail=tail,
             reused=self.reused,
-            put=self._puts.names if self._puts else (),
+            put=self._keeping.put,
             memo=self._noted(outputs) if outcome.fate is Fate.SUCCEEDED else None,
         )
 
@@ -245,7 +218,7 @@ class Execution:
         """Tells it once. A container that may still run, on an engine that is away, keeps what it has."""
         if self._on_exit is not None and (exit is not None or not self._made):
             on_exit, self._on_exit = self._on_exit, None
-            self._exited_s = time.monotonic()
+            self._keeping.exited()
             on_exit()
 
     def remove(self) -> None:
@@ -265,7 +238,7 @@ class Execution:
             return ""
         container, network = self._container, self._network
         try:
-            return self._patiently(lambda: network.address_of(container))
+            return self._context.patiently(lambda: network.address_of(container))
         except BatchyardError as error:
             log.warning("job %s: its container's address is not known: %s", self._claimed.id, error)
             return ""
@@ -275,9 +248,9 @@ class Execution:
         if self._container is None:
             if self._found(capture):
                 return Exit(code=0, oom=False, started_at=time.time(), finished_at=time.time())
-            binds = self._patiently(lambda: self._stage(capture))
+            binds = self._context.patiently(lambda: self._preparing.stage(capture))
             self._wait_for_main(capture)
-            self._patiently(lambda: self._launch(capture, binds))
+            self._context.patiently(lambda: self._launch(capture, binds))
         elif self.started is None:  # the node was killed before it could say so
             self.started = time.time()
             self._on_start(self.started)
@@ -311,9 +284,9 @@ class Execution:
         if member is None or member.is_main or self._going.is_set():
             return
         capture.platform(f"node {member.index} of {member.count} is ready, and waits for node {member.main}")
-        self._doing("waits for the main node")
+        self._context.doing("waits for the main node")
         self._going.wait()
-        self._doing("")
+        self._context.doing("")
 
     def _timer(self) -> threading.Timer | None:
         """Stops the attempt when its time is over, counted from its start, also in an earlier process."""
@@ -328,102 +301,18 @@ class Execution:
         return timer
 
     def _found(self, capture: LogCapture) -> bool:
-        """Whether an identical job's outputs take the place of a run. From here on its image is a certain one."""
+        """Whether an identical job's outputs take the place of a run."""
         if self._reuse is None:
             return False
-        if lack := obstacle(self._job):
-            capture.platform(f"it is run anyway: {lack}, so it is not known to be identical to any other")
-            self._reuse = None
-            return False
-        self._tools.puller.forget(self._image_name)  # it may lead to another one by now
-        with Progress(self._doing, capture.platform) as progress:
-            self._image = self._patiently(lambda: self._pulled(capture, progress))
-        sources = self._patiently(self._looked_up)
-        told = identity(self._job, image=self._image, sources=sources, index=self._claimed.index)
-        self._reused = self._reuse.find(told, self._job, say=capture.platform) if self._stop is None else None
+        self._reused = self._preparing.find(self._reuse, capture)
         if self._reused is None:
-            self._forget_puts()
+            self._keeping.forget()
         return self._reused is not None
 
-    def _reusing(self) -> Reuse | None:
-        if not self._job.reuse:
-            return None
-        tools = self._tools
-        ring, use = tools.yard.ring.of(tools.tenant), self._puts.use if self._puts else lambda names: ()
-        return Reuse(tools.yard, ring, tools.blobs, self.folder, use=use)
-
-    def _forget_puts(self, *, but: Mapping[str, Kept] | None = None) -> None:
-        """What was put until now, or was to be used, is no output, unless there are some."""
-        if self._puts is not None and not but:
-            self._puts.forget()
-
-    def _noted(self, outputs: Mapping[str, Kept]) -> Effect | None:
+    def _noted(self, outputs: dict[str, Kept]) -> Effect | None:
         if self._reuse is None or self._reused is not None:
             return None
         return self._reuse.note(self._claimed.id, outputs, keep_s=self._tools.config.retention_s)
-
-    def _looked_up(self) -> Mapping[str, Source]:
-        if self._sources is None:
-            self._sources = look_up(self._tools.yard, self._job, self._claimed, self._tools.tenant)
-        return self._sources
-
-    def _stage(self, capture: LogCapture) -> list[Bind]:
-        with Progress(self._doing, capture.platform) as progress:
-            self._pulled(capture, progress)
-            binds = self._bound(capture, progress)
-        self._doing("")
-        if binds:
-            moved = self._tools.stage.copies.moved(self.folder.name)
-            inputs = len(self._job.inputs)
-            capture.platform(
-                f"{inputs} input{'' if inputs == 1 else 's'} staged: {decimal(moved.fetched_bytes)} fetched, "
-                f"{moved.here} of {moved.copies} already here"
-            )
-        return binds
-
-    @property
-    def _image_name(self) -> str:
-        """What the engine calls its image."""
-        return self._image_blob.name if self._image_blob else self._job.image
-
-    def _pulled(self, capture: LogCapture, progress: Progress) -> str:
-        """The image's config digest, once this node has it."""
-        image, blob = self._job.image, self._image_blob
-        try:
-            return self._tools.puller.ensure(
-                self._image_name,
-                archive=None if blob is None else lambda: blob.archive(partial(progress.hear, "the image")),
-                pulling=lambda: capture.platform(f"{'loading' if blob else 'pulling'} image {image}"),
-                stopped=lambda: self._stop is not None,
-            )
-        except Permanent as error:
-            if blob is None:
-                raise
-            raise ImageError(f"image {image}: {error}") from error
-
-    def _bound(self, capture: LogCapture, progress: Progress) -> list[Bind]:
-        self._tries += 1
-        return self._tools.stage.binds(
-            self._job,
-            self.folder.name,
-            sources=self._looked_up(),
-            stopped=lambda: self._stop is not None,
-            say=lambda text: self._say(capture, text),
-            hear=lambda path, done, total: progress.hear(f"input {path}", done, total),
-        )
-
-    def _say(self, capture: LogCapture, text: str) -> None:
-        """What may take long: in the log, and for who asks what the job does."""
-        text += f" (try {self._tries})" if self._tries > 1 else ""
-        if self._tries & (self._tries - 1) == 0:  # 1, 2, 4, 8 …: a log is no place for all of them
-            capture.platform(text)
-        self._doing(text)
-
-    def _doing(self, text: str) -> None:
-        if text != self._told:
-            with suppress(BrokerUnavailable):
-                self._tools.yard.progress(self._shown_id, text)
-            self._told = text
 
     def _launch(self, capture: LogCapture, binds: list[Bind]) -> None:
         spec = self._spec(binds)
@@ -432,7 +321,7 @@ class Execution:
             self._container = container
             self._made.append(container)
 
-        if self._stop is not None:
+        if self._context.is_stopped:
             return
         if self._network is not None:
             self._network.make()
@@ -442,17 +331,17 @@ class Execution:
         except BaseException as error:
             self._container = None  # `launch` has removed it
             if isinstance(error, ImageError):
-                self._tools.puller.forget(self._image_name)
+                self._preparing.is_not_there()
             raise
         with self._lock:
-            self._running, stop = True, self._stop
+            self._running, stop = True, self._context.stop
         self.started = time.time()
         self._on_start(self.started)
         if stop is not None:  # told between the last look and now
             self._signal("SIGTERM", self._tools.options.stop_grace_s)
 
     def _spec(self, binds: list[Bind]) -> ContainerSpec:
-        tools, job = self._tools, self._job.model_copy(update={"image": self._image})
+        tools, job = self._tools, self._job.model_copy(update={"image": self._preparing.image})
         gpus = [gpu for gpu in tools.options.gpus if gpu.id in self._allocation.gpus]
         identity = Identity(
             yard=tools.yard_id,
@@ -466,7 +355,7 @@ class Execution:
         spec = container_spec(
             job,
             identity,
-            work=str(self.folder / "work"),
+            work=str(self._context.work),
             binds=binds,
             secrets=self._secrets,
             gpus=gpus,
@@ -488,170 +377,11 @@ class Execution:
         capture = LogCapture(
             self.folder / "log",
             mask=[v.encode() for v in self._secrets.values()],
-            on_lines=self._tools.live.lines_of(self._shown_id),
+            on_lines=self._tools.live.lines_of(self._context.shown_id),
         )
         taken = "takes up" if self._container is not None else "takes"
         capture.platform(f"node {self._tools.options.name} {taken} attempt {self._claimed.attempt}")
         return capture
-
-    def _published(self) -> dict[str, Kept]:
-        if not self._job.outputs:
-            return {}
-        publisher = self._publisher()
-        try:
-            return self._uploaded(publisher, publisher.publish)
-        except BaseException:
-            publisher.clean()
-            raise
-
-    def _salvaged(self) -> tuple[dict[str, Kept], list[str]]:
-        """What is kept of a job that has failed for good, and why not more."""
-        if not any(output.on_failure for output in self._job.outputs.values()):
-            return {}, []
-        self._forget_puts()
-        publisher = self._publisher()
-        try:
-            return self._uploaded(publisher, publisher.salvage)
-        except Exception as caught:
-            publisher.clean()
-            return publisher.salvaged, [f"not all outputs could be kept: {self._fault(caught)}"]
-
-    def _uploaded(self, publisher: Publisher, act: Callable[[], T]) -> T:
-        """In its turn. The yard's store is waited for for UPLOAD_PATIENCE_S, a destination as anything else is."""
-        patience, uploads, size = _Patience(), self._tools.uploads, publisher.weigh()
-
-        def until(error: BatchyardError) -> float:
-            if publisher.elsewhere or not isinstance(error, StoreUnavailable):
-                return patience.until(error)
-            self._doing(f"waits to upload its outputs: {error}")
-            return uploads.refused(self._exited_s) + UPLOAD_PATIENCE_S
-
-        def hear(kept: int, sent: int) -> None:
-            if kept > self._kept:
-                self._kept = kept
-                uploads.taken()
-            progress.hear(f"{kept} of {len(self._job.outputs)}", sent, size)
-
-        try:
-            with self._turn(size), Progress(self._doing, words=uploaded) as progress:
-                publisher.on_progress = hear
-                return self._patiently(act, until)
-        finally:
-            self._doing("")
-
-    def _turn(self, size: int) -> AbstractContextManager[None]:
-        return self._tools.uploads.turn(
-            self.folder.name,
-            size,
-            stopped=lambda: self._given_up,
-            waits=lambda ahead: self._doing(f"waits to upload: {ahead} before it"),
-        )
-
-    def _publisher(self) -> Publisher:
-        tools, claimed = self._tools, self._claimed
-        queue = tools.config.queues.get(claimed.queue)
-        most_gib = queue.max_output_gib if queue else None
-        return Publisher(
-            self._blobs,
-            self._job,
-            self.folder / "work",
-            mark=AttemptMark.of(tools.yard_id, claimed.id, claimed.token),
-            secrets=tools.options.secrets,
-            limit=Limit(queue=claimed.queue, bytes=int(most_gib * 2**30)) if most_gib else None,
-            confirm=self._confirm,
-            fresh_s=tools.config.lease_s / 3,
-            stopped=lambda: self._given_up,
-        )
-
-    @property
-    def _given_up(self) -> bool:
-        """Nobody wants any more of it. Of one whose time is over, what it has written may be wanted."""
-        return self._stop not in {None, Stop.TIMEOUT}
-
-    def _confirm(self) -> None:
-        """Returns when Redis has said that the job is still ours, with a whole lease ahead. Raises OutputError."""
-        tools, job = self._tools, self._claimed
-        while not self._given_up:
-            try:
-                told = tools.yard.renew(tools.options.name, {}, {job.id: job.token}, lease_s=tools.config.lease_s)
-            except BrokerUnavailable as error:
-                log.warning("job %s waits to write its outputs: %s", job.id, error)
-                time.sleep(0.5)
-                continue
-            stops = [(STOPS[what], reason) for _, what, reason in told if what in STOPS]  # not that it may start
-            for stop, reason in stops:
-                self.stop(stop, reason, grace_s=0, first_signal="SIGKILL")
-            if not stops:
-                return
-            break
-        raise OutputError("it was not written: the job was told to stop")
-
-    def _wait_to_put(self, why: BatchyardError) -> None:
-        """Redis is away, so nobody would know of it; or the object is just being deleted."""
-        if self._stop is Stop.LOST:
-            raise OutputError("it was not kept: the job is not this node's any more")
-        log.warning("job %s waits to keep its outputs and log: %s", self._claimed.id, why)
-        time.sleep(0.5)
-
-    def _keep_log(self, capture: LogCapture | None, outcome: Outcome) -> tuple[Blob | None, str, str]:
-        """The sealed log, its last lines, and why it could not be kept, which does not change the fate."""
-        if capture is None or outcome.fate is Fate.FORGET:
-            return None, "", ""
-        try:
-            path = self._whole_log(capture, outcome.reason)
-            tail = "" if outcome.fate is Fate.SUCCEEDED else command_lines(capture.tail(LOG_TAIL_BYTES))
-            with self._turn(path.stat().st_size):
-                return self._patiently(lambda: self._blobs.put_file(path)), tail, ""
-        except (BatchyardError, OSError) as error:
-            log.warning("job %s: its log could not be kept: %s", self._claimed.id, error)
-            return None, "", str(error)
-        finally:
-            capture.close()
-
-    def _whole_log(self, capture: LogCapture, last_words: str) -> Path:
-        try:
-            capture.platform(last_words)
-            return capture.finish()
-        except (DiskFull, OSError):  # by what the job has written, most likely: its outputs are kept by now
-            shutil.rmtree(self.folder / "work", ignore_errors=True)
-            return capture.finish()
-
-    def _digests(self, *, unpack: bool) -> list[Digest]:
-        """Of the blobs that it needs: those of archives that it needs unpacked, or the others."""
-        found = []
-        for spec in self._job.inputs.values():
-            if spec.unpack is not unpack:
-                continue
-            found += [spec.digest] if spec.digest and not spec.uri else [m.digest for m in spec.members or ()]
-        return found
-
-    def _patiently(self, act: Callable[[], T], until: Callable[[BatchyardError], float] | None = None) -> T:
-        """Repeats for a while what an engine, a store or Redis, away, refused, or a cache full of others' inputs.
-
-        until: for how long, by the monotonic clock.
-        """
-        until = until or _Patience().until
-        while True:
-            try:
-                return act()
-            except (EngineUnavailable, StoreUnavailable, CopiesPinned, BrokerUnavailable) as error:
-                end_s = until(error)
-                if self._given_up or time.monotonic() > end_s:
-                    raise
-                log.warning("job %s waits: %s", self._claimed.id, error)
-                time.sleep(0.5)
-
-
-class _Patience:
-    """How long what refuses is waited for, from its first refusal: that may have taken long to get there."""
-
-    def __init__(self) -> None:
-        self._since: dict[type[BatchyardError], float] = {}
-
-    def until(self, error: BatchyardError) -> float:
-        """By the monotonic clock."""
-        since = self._since.setdefault(type(error), time.monotonic())
-        return since + (STORE_PATIENCE_S if isinstance(error, StoreUnavailable | CopiesPinned) else ENGINE_PATIENCE_S)
 
 
 def _gang_network(tools: Tools, claimed: Claimed, job: Job) -> GangNetwork | None:
@@ -673,15 +403,6 @@ def _with(reason: str, lacks: Sequence[str]) -> str:
     return "; ".join([reason, *(lack for lack in lacks if lack not in reason)])
 
 
-def command_lines(text: str) -> str:
-    """Log lines as the command wrote them: without time and stream, without the platform's own."""
-    return "\n".join(
-        words[2] if len(words) > 2 else ""
-        for line in text.splitlines()
-        if len(words := line.split(" ", 2)) > 1 and words[1] != "platform"
-    )
-
-
 def _of_array(claimed: Claimed, job: Job) -> dict[str, str]:
     """What a child is told of its array, as under AWS Batch."""
     if claimed.index is None:
@@ -693,9 +414,3 @@ def _told(error: OSError) -> BatchyardError:
     if disk_full(error):
         return DiskFull(f"no space left in the node's state folder: {error}")
     return StartError(f"the node's state folder cannot be used: {error}")
-
-
-def folder_name(claimed: Claimed) -> str:
-    """One folder a lease. A job id is the producer's word, a folder's name is not."""
-    plain = claimed.id if _PLAIN.fullmatch(claimed.id) else hashlib.sha256(claimed.id.encode()).hexdigest()
-    return f"{plain}.{claimed.token.partition(':')[0]}"

@@ -29,6 +29,10 @@ class Stop(Enum):
     HALT = "halt"  # a member of a gang that is over, or goes back
 
 
+STOPS = {"lost": Stop.LOST, "cancel": Stop.CANCEL, "halt": Stop.HALT}
+"""What a heartbeat tells of a job, by how it is stopped for it."""
+
+
 class Fate(Enum):
     """What becomes of the job."""
 

@@ -26,9 +26,9 @@ from batchyard.broker.recorder import Effect
 from batchyard.broker.state import State
 from batchyard.broker.store import Told
 
-from .attempt import STOPS, Execution, Finished
+from .attempt import Execution, Finished
 from .ledger import Allocation
-from .outcome import Fate, Outcome, Stop
+from .outcome import STOPS, Fate, Outcome, Stop
 from .report import TaskView
 from .tools import Tools
 

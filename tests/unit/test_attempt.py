@@ -22,7 +22,7 @@ from batchyard.cache.folder import Folder
 from batchyard.cache.index import Index
 from batchyard.cache.memory import MemoryStore
 from batchyard.cache.sealed import BlobStore
-from batchyard.worker import attempt
+from batchyard.worker import context, keeping
 from batchyard.worker.attempt import Execution, Finished
 from batchyard.worker.capture import LogPoller
 from batchyard.worker.engine.fake import FakeEngine, Running
@@ -192,11 +192,11 @@ class Says:
 
 def test_outputs_are_written_also_when_redis_was_not_told_that_a_member_runs(tools: Tools) -> None:
     one = execution(replace(tools, yard=cast(Any, Says([("j", "go", "10.0.0.1")]))), "true")
-    one._confirm()
+    one._keeping._confirm()
     assert one.stopped is None
     lost = execution(replace(tools, yard=cast(Any, Says([("j", "lost", "")]))), "true")
     with pytest.raises(OutputError):
-        lost._confirm()
+        lost._keeping._confirm()
     assert lost.stopped is Stop.LOST
 
 
@@ -297,8 +297,8 @@ def test_outputs_wait_for_a_store_that_is_away_and_say_so(tools: Tools, engine: 
 def test_outputs_that_the_store_does_not_take_for_too_long_fail_the_job(
     tools: Tools, engine: Flaky, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attempt, "UPLOAD_PATIENCE_S", 0)
-    monkeypatch.setattr(attempt, "STORE_PATIENCE_S", 0)
+    monkeypatch.setattr(keeping, "UPLOAD_PATIENCE_S", 0)
+    monkeypatch.setattr(context, "STORE_PATIENCE_S", 0)
     store = Gated()
     store.away = 1000
     store.gate.set()
@@ -336,7 +336,7 @@ def test_a_stop_ends_the_wait_for_a_turn(tools: Tools, engine: Flaky) -> None:
 def test_a_container_that_may_still_run_is_not_said_to_have_ended(
     tools: Tools, engine: Flaky, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attempt, "ENGINE_PATIENCE_S", 0)
+    monkeypatch.setattr(context, "ENGINE_PATIENCE_S", 0)
     engine.starts = 1
     exited = threading.Event()
     one = execution(tools, "sleep 60", exits=[exited.set])
