@@ -44,6 +44,7 @@ _STAYS = {
     keys.NODES,
     keys.CONTROLLER,
     keys.REAPER,
+    keys.KEY_HOLDERS,  # which a process takes itself off when it ends in order
     keys.KEY_MARK,
     keys.STORE,
     keys.STAND_IN,
