@@ -21,7 +21,7 @@ from yardtest.minio import S3Server
 from .row import Row
 from .staging import BUCKET, MIB, fast_server, fresh_file, interleaved, timed_s
 
-GOAL, WHOLE_GOAL = 1.10, 1.25
+GOAL, WHOLE_GOAL = 1.05, 1.25
 
 
 def rows(folder: Path, *, quick: bool) -> list[Row]:

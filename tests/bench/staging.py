@@ -1,4 +1,4 @@
-"""What an input of 256 MiB costs a job: when the node has it, against `cp`; and the first time, against the bare SDK.
+"""What an input costs a job: when the node has it, against `cp`; and the first time, against the bare SDK.
 
 Hit: `LocalCopies.stage` of a copy that is there, which becomes a read-only bind. What that bind adds to a container's
 start is the median of the differences of interleaved pairs, with and without. Cold: from MinIO over TLS to a verified
@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from batchyard.cache.folder import Folder
 from batchyard.cache.index import Index
 from batchyard.cache.s3 import S3Store
 from batchyard.cache.sealed import BlobStore
+from batchyard.cache.tree import put_tree
 from yardtest.minio import S3Server, running_server
 
 from .noop import IMAGE
@@ -33,7 +35,8 @@ from .row import Row
 
 MIB, PIECE = 256, 1 << 20
 BUCKET = "bench"
-FASTER, ADDED_MS, OF_RAW = 50, 20.0, 0.75
+FASTER, ADDED_MS, OF_RAW = 50, 20.0, 0.78
+HIT_MS, FILES, INDEX_US = 5.0, 10_000, 100.0
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -49,6 +52,8 @@ def rows(folder: Path, *, quick: bool) -> list[Row]:
         copy = copies.stage(blob, "bench").path
         found.append(_hit(copies, blob, source, folder, rounds=3 if quick else 9))
         found.append(_start(copy, pairs=10 if quick else 50))
+        found.append(_hit_of_tree(copies, folder))
+        found.append(_index(copies, blob))
         copies.close()
     return found
 
@@ -143,6 +148,41 @@ def _hit(copies: LocalCopies, blob: Blob, source: Path, folder: Path, *, rounds:
         unit="ms",
         goal=f"ratio <= 1/{FASTER}",
         holds=ours_s * FASTER <= cp_s,
+    )
+
+
+def _hit_of_tree(copies: LocalCopies, folder: Path) -> Row:
+    source = folder / "many"
+    for n in range(FILES):
+        path = source / str(n // 100) / str(n)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"%d" % n)
+    tree = put_tree(copies.blobs, source)
+    copies.stage(tree, "bench")
+    took_ms = statistics.median(timed_s(lambda: copies.stage(tree, "bench")) for _ in range(100)) * 1000
+    return Row(
+        row=f"staging a directory of {FILES:,} files, hit",
+        ours=round(took_ms, 3),
+        unit="ms",
+        goal=f"<= {HIT_MS:g}",
+        holds=took_ms <= HIT_MS,
+    )
+
+
+def _index(copies: LocalCopies, blob: Blob) -> Row:
+    """What a job's use of a copy takes with the pin that it writes down, and with the end of that."""
+    owners = [f"job {n}" for n in range(1000)]
+
+    def median_us(act: Callable[[str], object]) -> float:
+        return statistics.median([timed_s(partial(act, owner)) for owner in owners]) * 1e6
+
+    worst = max(median_us(lambda owner: copies.stage(blob, owner)), median_us(copies.unpin))
+    return Row(
+        row="the index: a use with its pin, or an unpin",
+        ours=round(worst, 1),
+        unit="us",
+        goal=f"<= {INDEX_US:g}",
+        holds=worst <= INDEX_US,
     )
 
 
