@@ -130,6 +130,17 @@ class Expiry:
             found += [name.decode() for name in due]
         return list(dict.fromkeys(found))
 
+    def lapsed(self, names: Iterable[str]) -> list[str]:
+        """Of these, those that no job which has ended wants to keep any more, whatever else puts their time off. What
+        was put for a blob is kept at least as long as the blob itself: nothing of one that is not among these is due.
+        """
+        found: list[str] = []
+        now_ms = self._yard.now_s() * 1000
+        for some in _some(list(names)):
+            made: list[Any] = self._yard.guard(lambda some=some: self._yard.redis.hmget(keys.BLOBS_MADE, list(some)))
+            found += [name for name, text in zip(some, made, strict=True) if text and json.loads(text)["u"] <= now_ms]
+        return found
+
     def mark(self, names: Iterable[str], *, early_s: float = 0.0) -> dict[str, frozenset[str]]:
         """Of these, those that are still due, and are being deleted from now on: name → the heads of objects that may
         be. Until `gone` or `spare` nobody puts them.

@@ -25,11 +25,18 @@ _DIGEST = re.compile(rb"sha256:[0-9a-f]{64}")
 
 class Needs:
     """One look at a yard. tenants: of each queue. found: hears of each job's tenant and the digests that the job names,
-    whatever for.
+    whatever for. on_step: called again and again meanwhile.
     """
 
-    def __init__(self, yard: Yard, tenants: Mapping[str, str], found: Callable[[str, set[str]], None]) -> None:
-        self._yard, self._tenants, self._found = yard, tenants, found
+    def __init__(
+        self,
+        yard: Yard,
+        tenants: Mapping[str, str],
+        found: Callable[[str, set[str]], None],
+        *,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._yard, self._tenants, self._found, self._on_step = yard, tenants, found, on_step
         self._groups: set[str] = set()
         self._sources: set[tuple[str, str, str]] = set()
 
@@ -43,11 +50,13 @@ class Needs:
             for list_key in keys.priority_lists(queue):
                 self._list(tenant, list_key)
         for ids in self._ids(since_ms):
+            self._on_step()
             self._records(ids)
 
     def _list(self, tenant: str, list_key: str) -> None:
         """From its left end, where messages come in: they leave at the other one, but for some that stay."""
         for at in count(0, CHUNK - _OVERLAP):
+            self._on_step()
             raws = self._range(list_key, at)
             for raw in raws:
                 try:
@@ -116,6 +125,7 @@ class Needs:
             self._tell(tenant, _output(kept, output))
             return
         for at in range(0, int(size), CHUNK):
+            self._on_step()
             pipe = self._yard.redis.pipeline(transaction=False)
             for n in range(at, min(int(size), at + CHUNK)):
                 pipe.hmget(keys.job(f"{job_id}:{n}"), "result", "outputs")

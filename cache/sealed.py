@@ -159,9 +159,11 @@ class BlobStore:
         """Whether the store has an object for this digest; says nothing of its content."""
         return self._store.stat(self._ring.name(parse_digest(digest))) is not None
 
-    def delete(self, name: str, marks: Collection[str]) -> int | None:
+    def delete(self, name: str, marks: Collection[str], *, sure: Callable[[], None] = lambda: None) -> int | None:
         """Delete an object if it is one of these puts, by `seal.mark_of`; its size as stored. None: there is none, or
         it is somebody else's. StoreUnavailable. Nobody may put it meanwhile.
+
+        sure: called right before it is deleted; raises if it must not be any more.
         """
         durable = levels(self._store)[-1]  # a near copy may be of an object that was here before
         try:
@@ -171,6 +173,7 @@ class BlobStore:
             size = durable.stat(name)
         except NotFound:
             return None
+        sure()
         self._store.delete(name)
         return size
 

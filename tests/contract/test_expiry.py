@@ -6,7 +6,7 @@ import base64
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,13 @@ from batchyard.broker import keys
 from batchyard.broker.errors import StoreUnavailable
 from batchyard.broker.expiry import Expiry, Unpinned, owner_of, told
 from batchyard.broker.message import Document, Message
+from batchyard.broker.needs import Needs
 from batchyard.broker.puts import Puts
 from batchyard.broker.record import Attempt, Claimed
 from batchyard.broker.seal import KeyRing
 from batchyard.broker.state import State
 from batchyard.broker.store import Free, Incoming, Yard
+from batchyard.cache import collect
 from batchyard.cache.collect import Busy, Collector, Freed
 from batchyard.cache.digest import Blob
 from batchyard.cache.memory import MemoryStore
@@ -466,6 +468,26 @@ def test_a_file_that_a_longer_lived_tree_shares_stays(world: World, tmp_path: Pa
     assert world.has(file, tree) == [False, False]
 
 
+def test_what_a_needed_tree_shares_with_one_that_expires_later_is_kept_too(world: World, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "shared").write_bytes(large("shared"))
+    job = world.claimed()
+    puts, blobs = world.puts(job)
+    tree = put_tree(blobs, tmp_path / "in")
+    world.settle(job, puts, 100, out=tree)
+    world.run(large("shared"), 200)
+    world.take_in("waits", inputs={"/in": tree.digest})
+    world.age(101_000)
+    assert world.collector.round() == Freed(spared=1)  # the tree alone: of what is in it, it is not time yet
+    name = world.blobs.name(tree.digest)
+    until = world.yard.redis.zscore(keys.BLOBS_UNTIL, name)
+    assert until is not None
+    world.age(101_000)
+    world.yard.redis.zadd(keys.BLOBS_UNTIL, {name: until})
+    assert world.collector.round() == Freed(spared=1)
+    fetch_tree(world.blobs, tree.digest, tmp_path / "out")
+
+
 def test_a_job_that_is_sent_while_objects_are_marked_keeps_what_it_needs(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -507,6 +529,62 @@ def test_a_job_keeps_the_blobs_of_its_tenant_and_not_what_others_have_of_the_sam
     assert (freed.objects, freed.spared) == (1, 1)
     assert world.has(blob) == [False]
     assert world.blobs.of("lab").has(blob.digest)
+
+
+def test_a_round_that_takes_long_keeps_its_turn(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    for data in (b"a", b"b", b"c"):
+        world.run(data, 100)
+    world.age(101_000)
+    monkeypatch.setattr(collect, "KEEP_S", 0.0)
+    stat, lived = world.store.stat, Counter[int]()
+
+    def slow(name: str) -> int | None:
+        lived[world.yard.redis.ttl(keys.BLOBS_LOCK)] += 1
+        world.yard.redis.expire(keys.BLOBS_LOCK, 5)  # as if it had taken that long
+        return stat(name)
+
+    monkeypatch.setattr(world.store, "stat", slow)
+    assert world.collector.round().objects == 3
+    assert min(lived) > 5
+
+
+def test_who_has_lost_its_turn_deletes_nothing_more_and_leaves_the_rest_to_the_next(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blobs = [world.run(data, 100) for data in (b"a", b"b")]
+    world.age(101_000)
+    stat, looks = world.store.stat, itertools.count()
+
+    def stalled(name: str) -> int | None:
+        if next(looks):  # just before the second one goes
+            world.yard.redis.set(keys.BLOBS_LOCK, "another", ex=60)
+        return stat(name)
+
+    monkeypatch.setattr(world.store, "stat", stalled)
+    with pytest.raises(Busy):
+        world.collector.round()
+    monkeypatch.undo()
+    assert sorted(world.has(*blobs)) == [False, True]
+    assert world.yard.redis.hlen(keys.BLOBS_GOING) == 2  # whoever has the turn says what is gone
+    world.yard.redis.delete(keys.BLOBS_LOCK)
+    assert world.collector.round().objects == 1
+    world.nothing_known()
+
+
+def test_a_look_that_takes_long_keeps_its_turn(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.run(b"a", 100)
+    world.age(101_000)
+    monkeypatch.setattr(collect, "KEEP_S", 0.0)
+    records, lived = Needs._records, Counter[int]()
+
+    def slow(needs: Needs, ids: Sequence[str]) -> None:
+        lived[world.yard.redis.ttl(keys.BLOBS_LOCK)] += 1
+        world.yard.redis.expire(keys.BLOBS_LOCK, 5)
+        records(needs, ids)
+
+    monkeypatch.setattr(Needs, "_records", slow)
+    assert world.collector.round().objects == 1
+    assert min(lived) > 5
 
 
 def test_only_one_deletes_at_a_time(world: World) -> None:
