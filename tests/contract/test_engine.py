@@ -78,6 +78,18 @@ def test_a_container_is_of_an_image_that_is_named_by_its_digest(engine: Engine, 
     assert engine.wait(container).code == 0
 
 
+def test_a_name_that_could_be_the_beginning_of_an_id_is_a_name(engine: Engine, make: Make) -> None:
+    """Else a few hex digits, soon guessed, are an image that somebody else put."""
+    spec = make("true")
+    digest = engine.image_present(spec.image)
+    assert digest is not None
+    for count in (8, 12, 64):
+        name = digest.removeprefix("sha256:")[:count]
+        assert engine.image_present(name) is None
+        with pytest.raises(ImageError):
+            engine.create(replace(spec, image=name))
+
+
 def test_an_image_that_nobody_has_is_an_image_error(engine: Engine, make: Make) -> None:
     with pytest.raises((ImageError, ImageUnavailable), match="localhost:1/none"):  # by a registry that is not there
         engine.pull("localhost:1/none:1")
