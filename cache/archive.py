@@ -107,6 +107,15 @@ def _sound() -> Iterator[None]:
         raise InputError(f"it is damaged or cut short ({str(error) or type(error).__name__})") from error
 
 
+@contextmanager
+def tar_inside(file: io.BufferedReader) -> Iterator[Content]:
+    """The bytes of a tar, which may come compressed. InputError, also while it is read: it is none, or is damaged."""
+    with ExitStack() as stack:
+        with _sound():
+            plain = _plain(file, file.peek(_BLOCK)[:_BLOCK], stack)
+        yield _Sound(plain)
+
+
 class _Sound:
     """A member's content whose failure is the archive's."""
 

@@ -9,9 +9,17 @@
 -- Refused when Redis is out of memory: the messages then stay where they are.
 local WIDTH = 17
 
-local function unknown(depends)
+-- Whose a job is, also a child before there is a record of it; '' the yard's own.
+local function tenant_of(id)
+  local h = redis.call('HMGET', K.job(id), 'state', 'tenant')
+  local parent = not h[1] and string.match(id, '^(.+):%d+$')
+  return h[2] or parent and redis.call('HGET', K.job(parent), 'tenant') or ''
+end
+
+-- The first that is no job, or one of another tenant: of those it learns neither that they are there nor how they end.
+local function unknown(depends, tenant)
   for _, on in ipairs(depends) do
-    if on[1] ~= '' and not state_of(on[1]) then return on[1] end
+    if on[1] ~= '' and not (state_of(on[1]) and tenant_of(on[1]) == (tenant or '')) then return on[1] end
   end
 end
 
@@ -72,7 +80,7 @@ local function stays(m)
   local expires = tonumber(m[12])
   if m[3] ~= 'job' or m[16] == '' or m[17] ~= '1' or (expires > 0 and expires <= now()) then return false end
   if redis.call('EXISTS', K.job(m[4]), K.cancelled(m[4])) > 0 then return false end
-  return unknown(cjson.decode(m[16]))
+  return unknown(cjson.decode(m[16]), cjson.decode(m[14]).tenant)
 end
 
 -- Why a job that is well in itself cannot be in this queue as things are, or nil.
@@ -109,7 +117,7 @@ local function take(m)
   if redis.call('EXISTS', job) == 1 then return end                 -- the same message once more
   local clear = cjson.decode(m[14])
   local score = score_of(m, clear)
-  local missing = m[16] ~= '' and unknown(cjson.decode(m[16]))     -- a job is not known to itself yet
+  local missing = m[16] ~= '' and unknown(cjson.decode(m[16]), clear.tenant)    -- a job is not known to itself yet
   local fields = {}
   for k, v in pairs(clear) do fields[#fields + 1] = k; fields[#fields + 1] = v end
   become(id, 'SUBMITTED', 'queue', queue, 'score', score, 'created', num(t), 'doc', m[15],

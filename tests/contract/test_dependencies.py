@@ -297,6 +297,22 @@ def test_an_unknown_job_is_waited_for_in_the_list_and_not_for_ever(yard: Yard) -
     assert states(yard, "child") == ["RUNNABLE"]
 
 
+@pytest.mark.parametrize(("whose", "whose_child"), [("alice", "bob"), ("alice", ""), ("", "bob")])
+def test_a_job_of_another_tenant_is_no_such_job(yard: Yard, whose: str, whose_child: str) -> None:
+    clear, of_child = ({"tenant": one} if one else {} for one in (whose, whose_child))
+    put(yard, "parent", clear={**clear, "array": "3"})
+    for n, depends in enumerate((on("parent"), on("parent:2"), on("parent", then="CONTINUE"))):
+        child = incoming(f"child{n}", *depends, patient=True, clear=of_child)
+        yard.redis.lpush("cpu", child.raw)
+        assert yard.take_in([child]) == (0, frozenset({0})), "it waits as for one that was never there"
+        assert yard.intake([incoming(f"child{n}", *depends, clear=of_child)]) == 1
+        put(yard, f"own{n}", *depends, clear=clear)
+    deliver(yard)
+    for n, named in enumerate(("parent", "parent:2", "parent")):
+        assert yard.record(f"child{n}").reason == f"job.depends_on = '{named}': no such job"
+    assert states(yard, "own0", "own1", "own2") == ["PENDING"] * 3
+
+
 @pytest.mark.parametrize("how", ["cancelled", "expired"])
 def test_a_message_that_waits_in_its_list_is_taken_in_when_it_has_ended(yard: Yard, how: str) -> None:
     child = incoming("child", *on("parent"), patient=True, expires_ms=1 if how == "expired" else 0)

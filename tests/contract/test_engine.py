@@ -78,6 +78,18 @@ def test_a_container_is_of_an_image_that_is_named_by_its_digest(engine: Engine, 
     assert engine.wait(container).code == 0
 
 
+def test_a_name_that_could_be_the_beginning_of_an_id_is_a_name(engine: Engine, make: Make) -> None:
+    """Else a few hex digits, soon guessed, are an image that somebody else put."""
+    spec = make("true")
+    digest = engine.image_present(spec.image)
+    assert digest is not None
+    for count in (8, 12, 64):
+        name = digest.removeprefix("sha256:")[:count]
+        assert engine.image_present(name) is None
+        with pytest.raises(ImageError):
+            engine.create(replace(spec, image=name))
+
+
 def test_an_image_that_nobody_has_is_an_image_error(engine: Engine, make: Make) -> None:
     with pytest.raises((ImageError, ImageUnavailable), match="localhost:1/none"):  # by a registry that is not there
         engine.pull("localhost:1/none:1")
@@ -422,3 +434,27 @@ def test_an_archive_gives_its_image_no_name_of_its_own(engine: Engine, make: Mak
     engine.load(tmp_path / "evil", loaded)
     assert engine.image_present(victim) is None
     assert engine.image_present(loaded) is not None
+
+
+def test_a_layer_of_another_image_is_nobodys_who_does_not_have_it(
+    engine: Engine, make: Make, tmp_path: Path, loaded: str
+) -> None:
+    """An engine takes a layer that it knows by the digest in the config, and does not look at what came."""
+    engine.save(make().image, tmp_path / "saved")
+    with tarfile.open(tmp_path / "saved") as tar:
+        files = {one.name: tar.extractfile(one).read() for one in tar}  # type: ignore[union-attr]
+    [manifest] = json.loads(files["manifest.json"])
+    if isinstance(engine, FakeEngine):
+        layer = small_archive({"a": b"layer"})
+        manifest["Layers"] = ["000.tar"]
+        config = {"rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]}}
+        files |= {"config.json": json.dumps(config).encode(), "000.tar": layer}
+        files["manifest.json"] = json.dumps([manifest]).encode()
+        (tmp_path / "whole").write_bytes(small_archive(files))
+        engine.load(tmp_path / "whole", make().image)
+    for name in manifest["Layers"]:
+        files[name] = small_archive({"nothing": b"of it"})
+    (tmp_path / "forged").write_bytes(small_archive(files))
+    with pytest.raises(ImageError, match="layer"):
+        engine.load(tmp_path / "forged", loaded)
+    assert engine.image_present(loaded) is None

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import hashlib
 import json
+import lzma
+import sys
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +24,16 @@ from batchyard.cache.sealed import BlobStore
 from batchyard.cache.tree import put_tree
 from batchyard.worker.engine.image_archive import find_image, small_archive, write_image
 from batchyard.worker.image_blob import ImageBlob
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+
+def config_of(*layers: bytes, **more: str) -> bytes:
+    told = [f"sha256:{hashlib.sha256(layer).hexdigest()}" for layer in layers]
+    return json.dumps({**more, "rootfs": {"type": "layers", "diff_ids": told}}).encode()
 
 
 @pytest.fixture
@@ -61,8 +78,10 @@ def test_a_directory_is_no_image(copies: LocalCopies, tmp_path: Path) -> None:
 
 def test_what_goes_into_an_engine_is_config_and_layers_and_a_name_of_ours(tmp_path: Path) -> None:
     manifest = [{"Config": "x.json", "RepoTags": ["busybox:latest"], "Layers": ["l/layer.tar", "m/layer.tar"]}]
+    one, two = small_archive({"a": b"1"}), small_archive({"b": b"2"})
     files = {
-        "x.json": b"{}", "l/layer.tar": b"1", "m/layer.tar": b"2", "repositories": b'{"busybox": {}}', "evil": b"x",
+        "x.json": config_of(one, two), "l/layer.tar": one, "m/layer.tar": gzip.compress(two),
+        "repositories": b'{"busybox": {}}', "evil": b"x",
         "manifest.json": json.dumps(manifest).encode(),
     }  # fmt: skip
     (tmp_path / "a").write_bytes(small_archive(files))
@@ -73,12 +92,43 @@ def test_what_goes_into_an_engine_is_config_and_layers_and_a_name_of_ours(tmp_pa
     assert b'"RepoTags":["ours:1"]' in (tmp_path / "b").read_bytes()
 
 
+@pytest.mark.parametrize("packed", [bytes, gzip.compress, bz2.compress, lzma.compress, zstd.compress])
+def test_a_layer_is_what_its_config_says_however_it_is_compressed(
+    tmp_path: Path, packed: Callable[[bytes], bytes]
+) -> None:
+    """Else an engine that has the layer of that digest would give it to who has only the digest."""
+    mine, theirs = small_archive({"a": b"mine"}), small_archive({"a": b"theirs"})
+    for config, layer in (
+        (config_of(theirs), packed(mine)), (config_of(theirs), packed(theirs)[:-20]), (config_of(theirs), b"theirs"),
+        (config_of(theirs), b""), (config_of(theirs, mine), packed(theirs)), (config_of(), packed(mine)), (b"{}", mine),
+    ):  # fmt: skip
+        manifest = json.dumps([{"Config": "c", "Layers": ["l"]}]).encode()
+        (tmp_path / "a").write_bytes(small_archive({"manifest.json": manifest, "c": config, "l": layer}))
+        with pytest.raises(ImageError):
+            list(write_image(find_image(tmp_path / "a"), "ours:1"))
+    (tmp_path / "a").write_bytes(small_archive({"manifest.json": manifest, "c": config_of(mine), "l": packed(mine)}))
+    (tmp_path / "b").write_bytes(b"".join(write_image(find_image(tmp_path / "a"), "ours:1")))
+    with tarfile.open(tmp_path / "b") as tar:
+        assert tar.extractfile("000.tar").read() == packed(mine)  # type: ignore[union-attr]
+        assert tar.extractfile("config.json").read() == config_of(mine)  # type: ignore[union-attr]
+
+
+def test_a_config_that_comes_twice_is_the_one_that_was_looked_at(tmp_path: Path) -> None:
+    mine, theirs = small_archive({"a": b"mine"}), small_archive({"a": b"theirs"})
+    manifest = json.dumps([{"Config": "c", "Layers": ["l"]}]).encode()
+    first = small_archive({"c": config_of(theirs)})[: -2 * tarfile.BLOCKSIZE]
+    (tmp_path / "a").write_bytes(first + small_archive({"manifest.json": manifest, "c": config_of(mine), "l": mine}))
+    written = b"".join(write_image(find_image(tmp_path / "a"), None))
+    assert config_of(mine) in written
+    assert config_of(theirs) not in written
+
+
 def test_the_image_of_this_machine_is_taken_of_several(tmp_path: Path) -> None:
     def layout(*machines: str) -> Path:
         files, listed = dict[str, bytes](), []
         for n, machine in enumerate(machines):
             told = {"config": {"digest": f"sha256:c{n}"}, "layers": [{"digest": "sha256:l"}]}
-            files[f"blobs/sha256/c{n}"] = json.dumps({"os": "linux", "architecture": machine}).encode()
+            files[f"blobs/sha256/c{n}"] = config_of(b"x", os="linux", architecture=machine)
             files[f"blobs/sha256/m{n}"] = json.dumps(told).encode()
             listed.append({"digest": f"sha256:m{n}"})
         inner = {"manifests": listed}

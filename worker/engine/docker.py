@@ -54,6 +54,7 @@ _PASSING = re.compile(
     r"|temporary failure in name resolution|server misbehaving|no route to host|network is unreachable",
     re.IGNORECASE,
 )
+_LIKE_AN_ID = re.compile(r"[0-9a-f]{1,64}")
 _NOT_RUNNING = re.compile("is not running|already finished")
 _GONE = (OSError, urllib3.exceptions.HTTPError, ValueError)
 """What docker-py lets through when the engine goes away before, during or in the middle of an answer."""
@@ -83,7 +84,7 @@ class DockerEngine(DockerNetworks, DockerImages):
     def image_present(self, image: str) -> str | None:
         with self._answers(f'image "{image}"'):
             try:
-                return str(self._api().inspect_image(image)["Id"])
+                return str(self._api().inspect_image(_as_name(image))["Id"])
             except APIError as error:
                 if error.status_code in (400, 404):
                     return None
@@ -92,7 +93,7 @@ class DockerEngine(DockerNetworks, DockerImages):
     def pull(self, image: str) -> None:
         with self._answers(f'pull of image "{image}"'):
             try:
-                for event in self._api().pull(image, stream=True, decode=True):
+                for event in self._api().pull(_as_name(image), stream=True, decode=True):
                     if "error" in event:
                         raise _image_error(image, str(event["error"]))
             except APIError as error:
@@ -319,7 +320,7 @@ def body(spec: ContainerSpec, *, cpus: int, init: bool) -> dict[str, Any]:
     if spec.gpus:
         host["DeviceRequests"] = [{"DeviceIDs": list(spec.gpus), "Capabilities": [["gpu"]]}]
     config: dict[str, Any] = {
-        "Image": spec.image,
+        "Image": _as_name(spec.image),
         "Env": [f"{name}={value}" for name, value in spec.environment.items()],
         "Labels": dict(spec.labels),
         "HostConfig": host,
@@ -332,6 +333,11 @@ def body(spec: ContainerSpec, *, cpus: int, init: bool) -> dict[str, Any]:
         "StopSignal": spec.stop_signal,
     }
     return config | {name: list(v) if isinstance(v, tuple) else v for name, v in optional.items() if v is not None}
+
+
+def _as_name(image: str) -> str:
+    """The engine takes hex digits for the beginning of an image's id as well, whoever's that is."""
+    return f"{image}:latest" if _LIKE_AN_ID.fullmatch(image) else image
 
 
 def _mount(bind: Bind, labels: Mapping[str, str]) -> dict[str, Any]:

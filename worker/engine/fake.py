@@ -19,7 +19,7 @@ from pathlib import Path
 
 from batchyard.broker.errors import EngineUnavailable, ImageError, NotFound, Permanent, StartError
 
-from .image_archive import find_image, read_config, small_archive
+from .image_archive import find_image, small_archive, write_image
 from .logs import FileLog, LogSource
 from .networks import Network
 from .protocol import ContainerSpec, Exit, Listed
@@ -168,18 +168,18 @@ class FakeEngine:
 
     def load(self, archive: Path, image: str) -> None:
         self._call("load")
-        config = read_config(find_image(archive))
-        if not config:
-            raise ImageError("the engine does not take it: its config is empty")
-        self.images[image] = f"sha256:{sha256(config).hexdigest()}"
-        self.configs[image] = config
+        found = find_image(archive)
+        for _ in write_image(found, image):
+            pass
+        self.images[image] = f"sha256:{sha256(found.told).hexdigest()}"
+        self.configs[image] = found.told
 
     def save(self, image: str, path: Path) -> None:
         self._call("save")
         if image not in self.images:
             raise ImageError(f'image "{image}" is not on this machine; pull it first, or correct its name')
         manifest = [{"Config": "config.json", "RepoTags": None, "Layers": list[str]()}]
-        config = self.configs.get(image, image.encode())
+        config = self.configs.get(image, _config_of(image))
         path.write_bytes(small_archive({"manifest.json": json.dumps(manifest).encode(), "config.json": config}))
 
     def create(self, spec: ContainerSpec) -> str:
@@ -351,7 +351,11 @@ class FakeEngine:
 
 def digest_of(image: str) -> str:
     """The config digest that the fake gives an image."""
-    return f"sha256:{sha256(image.encode()).hexdigest()}"
+    return f"sha256:{sha256(_config_of(image)).hexdigest()}"
+
+
+def _config_of(image: str) -> bytes:
+    return json.dumps({"of": image}).encode()
 
 
 def _script(run: Running, script: str) -> int:
