@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 
 from batchyard.broker.seal import Readable
 
-from .store import Store
+from .store import Store, sizes_of
 
 
 class Announced:
@@ -35,3 +35,6 @@ class Announced:
 
     def names(self) -> Iterator[str]:
         return self._store.names()
+
+    def sizes(self) -> Iterator[tuple[str, int]]:
+        return sizes_of(self._store)

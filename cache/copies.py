@@ -300,6 +300,7 @@ class LocalCopies:
         building = path.with_name(f"{PREFIX}{path.name}")
         try:
             yield building
+            room.folder.close_off(building)
             room.folder.name(room.key, building)
         except BaseException:
             with suppress(OSError):
@@ -356,7 +357,8 @@ class LocalCopies:
         bytes_: what it counts. DiskFull: that is more than was said before, and there is no room for it.
         """
         folder, mark = self._landings[path]
-        # of a tree before it is named, since that takes long; of a file after, since naming changes its stamp
+        folder.close_off(path)  # here, and not under the guard: of a large tree it takes long
+        # of a tree before it is named, since that takes long too; of a file after, since naming changes its stamp
         stamp = folder.look(f"{kind}/{path.name}").stamp if kind != "file" else ""
         key, more = self._key(kind, digest), f"{mark}+"
         kept = folder.shelf.get(mark)

@@ -146,12 +146,16 @@ class Folder:
                 with local_disk(self.root):
                     _remove(path)
 
-    def name(self, key: str, building: Path) -> None:
-        """Give what was made beside it a copy's name, and make a directory read-only. What stands in its way goes."""
-        self.remove([self.discard(key)])
+    def close_off(self, building: Path) -> None:
+        """Make what was made read-only, if it is a directory: one chmod for each directory in it."""
         with local_disk(self.root):
             for folder, _, _ in os.walk(building):
                 os.chmod(folder, 0o555)
+
+    def name(self, key: str, building: Path) -> None:
+        """Give what was made beside it, and closed off, a copy's name. What stands in its way goes."""
+        self.remove([self.discard(key)])
+        with local_disk(self.root):
             os.rename(building, self.path(key))
 
 

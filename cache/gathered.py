@@ -13,7 +13,7 @@ from .copies import LocalCopies
 from .digest import Blob, Digest, digest_of
 from .flight import Flight, OnMoved
 from .folder import tree_charge
-from .manifest import BadEntry, Directory, Entry, File, Symlink, Tree, check, in_order
+from .manifest import MOST_ENTRIES, BadEntry, Directory, Entry, File, Symlink, Tree, check, in_order
 from .packs import Pack, Place
 from .tree import AT_ONCE, build_tree, read_tree
 
@@ -41,6 +41,7 @@ def stage_gathered(
             gathering.add_file(folder, name, blob)
         else:
             gathering.add_tree(folder, read_tree(copies.blobs, blob.digest))
+        gathering.check_size()
     tree = gathering.tree()
     charged, flight = tree_charge(tree.entries), Flight()
     flight.join(on_moved)
@@ -79,6 +80,14 @@ class _Gathering:
                     self._entries.append(replace(entry, path=path, place=place))
                 case Symlink():
                     self._entries.append(Symlink(path=path, target=entry.target))
+
+    def check_size(self) -> None:
+        """InputError: it is too much already, so that no more of it is read into memory."""
+        if len(self._entries) > MOST_ENTRIES:
+            raise InputError(
+                f"the outputs together have more than {MOST_ENTRIES} entries, which is the most that a directory has; "
+                "name fewer of them, or let each child put its files into an archive"
+            )
 
     def tree(self) -> Tree:
         """InputError: together they are no directory."""

@@ -115,7 +115,7 @@ class Held:
             over = [self._aside.pop(key) for key in list(self._aside) if key not in self._pins]
             self._note_crowd()
         for trash in over:
-            self.folders[0].remove(trash)
+            _try_to_remove(self.folders[0], trash)
 
     def owners(self) -> set[str]:
         with self.guard:
@@ -281,32 +281,41 @@ class Held:
         with self.guard:
             return [(folder.path(e.key), e.key) for folder in self.folders for e in folder.shelf if e.here]
 
-    def condemn(self, path: Path, key: str) -> Literal["removed", "in use", "gone"]:
+    def stamp(self, path: Path, key: str) -> str | None:
+        """Of the copy that is at this path now; None: there is none. "" of one that is `doubtful`."""
+        with self.guard:
+            found = self._here(key)
+            return found[1].stamp if found is not None and found[0].path(key) == path else None
+
+    def condemn(self, path: Path, key: str, stamp: str | None = None) -> Literal["removed", "in use", "gone"]:
         """A copy that is damaged is given to nobody any more. It is removed; what running jobs have mounted, once they
-        have all ended.
+        have all ended. stamp: what it had when it was found so; one that was made since has another.
         """
         with self.guard:
-            for folder in self.folders:
-                entry = folder.shelf.get(key)
-                if entry is None or not entry.here or folder.path(key) != path:
-                    continue
-                trash = folder.discard(key)
-                self._forget(folder, key)
-                if key in self._pins:
-                    self._aside.setdefault(key, []).append(trash)
-                    return "in use"
-                folder.remove([trash])
-                return "removed"
-        return "gone"
+            found = self._here(key)
+            if found is None or found[0].path(key) != path or (stamp is not None and found[1].stamp not in {"", stamp}):
+                return "gone"
+            folder, _ = found
+            trash = folder.discard(key)
+            self._forget(folder, key)
+            if key in self._pins:
+                self._aside.setdefault(key, []).append(trash)
+                return "in use"
+        folder.remove([trash])
+        return "removed"
 
     def _take_out(self, folder: Folder, victims: Iterable[Entry]) -> list[Path | None]:
         """Under the guard, so that nobody is given, or makes, a copy that goes. The bytes are freed by the caller."""
-        trash = []
-        for entry in victims:
-            trash.append(folder.discard(entry.key))
-            folder.shelf.remove(entry.key)
-            self._index.remove(LEVEL, [entry.key])
-            self.count(evictions=1)
+        trash: list[Path | None] = []
+        try:
+            for entry in victims:
+                trash.append(folder.discard(entry.key))
+                folder.shelf.remove(entry.key)
+                self._index.remove(LEVEL, [entry.key])
+                self.count(evictions=1)
+        except BaseException:
+            _try_to_remove(folder, trash)
+            raise
         return trash
 
     def trim(self) -> None:
@@ -332,6 +341,14 @@ class Held:
             f"no room for the {_gib(bytes_)} GiB of {what}: {_gib(held)} GiB of copies are pinned by running jobs; "
             f"the cache of this node has {_gib(limit)} GiB; give it more with --copies-gib"
         )
+
+
+def _try_to_remove(folder: Folder, trash: Iterable[Path | None]) -> None:
+    """Where whoever comes by has nothing to do with it; what stays is removed at the next start."""
+    try:
+        folder.remove(trash)
+    except BatchyardError as error:
+        log.warning("removed copies still take room: %s", error)
 
 
 def _gib(bytes_: int) -> str:

@@ -4,6 +4,7 @@ digests, near objects are opened. What is bad is removed, and fetched again when
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -85,17 +86,22 @@ class Scrub:
     # -- copies
     def _copy(self, path: Path, key: str) -> None:
         name = key.partition("/")[2]
+        stamp = self._held.stamp(path, key)
         try:
             good = self._is(self._hashed(path), name) if key.startswith("file/") else self._is_tree(path, key)
         except FileNotFoundError:
             return  # evicted meanwhile
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            good = False  # a disk that does not give its bytes any more
         except (SealUnknown, StoreUnavailable) as error:
             log.info("copy %s cannot be checked now: %s", key, error)
             self.counts = replace(self.counts, unknown=self.counts.unknown + 1)
             return
-        if good:
+        if good or stamp is None:
             return
-        found = self._held.condemn(path, key)
+        found = self._held.condemn(path, key, stamp)
         if found == "gone":
             return
         self.counts = replace(self.counts, bad=self.counts.bad + 1)

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 
 from batchyard.broker.errors import BatchyardError, DiskFull, NotFound, StoreUnavailable
 from batchyard.broker.seal import Readable
@@ -89,11 +89,14 @@ class Tiered:
 
     def _failed(self, name: str, error: StoreUnavailable) -> BatchyardError:
         """The near store stopped in the middle: what to raise, so that the next try reads the far one."""
-        first = not self._resting()
-        self.rest(error)
-        if first:  # it may be this object alone
-            with suppress(BatchyardError):
+        first, answers = not self._resting(), isinstance(error, CopyLost)
+        if not answers:
+            self.rest(error)
+        if first:  # it may be this object alone, as where it was evicted meanwhile
+            try:
                 self._near.delete(name)
+            except BatchyardError:
+                self.rest(error)
         return CopyLost(f"the near copy was given up: {error}")
 
     def stat(self, name: str) -> int | None:

@@ -69,9 +69,12 @@ class Upkeep:
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)  # on Linux, of this thread alone
         pace = Pace(self._scrub_mib_s * 2**20, self._closing.wait)
-        while not self._closing.is_set():
-            if not self._levels.scrub.step(self._tenants().values(), pace.spend):
-                self._closing.wait(REST_S)
+
+        def step() -> float:
+            return 0.0 if self._levels.scrub.step(self._tenants().values(), pace.spend) else REST_S
+
+        while not self._closing.wait(self._well(step, "copies are not looked at again now") or 0.0):
+            pass
 
     def _collect(self) -> None:
         while not self._closing.wait(self._well(self.collect, "nothing is deleted now") or AGAIN_S):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -116,3 +117,21 @@ def test_a_redis_that_is_away_stops_no_thread(
     upkeep.close()
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_what_nobody_has_thought_of_stops_no_scrub(
+    levels: Levels, upkeep: Upkeep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, failed = levels.scrub.step, list[bool]()
+
+    def failing(*args: Any) -> bool:
+        if not failed:
+            failed.append(True)
+            raise MemoryError
+        return step(*args)
+
+    monkeypatch.setattr(levels.scrub, "step", failing)
+    levels.copies.stage(levels.blobs.put_bytes(b"right"), "job")
+    upkeep.start()
+    until(lambda: levels.facts().scrubbed_bytes, "it goes on")
+    upkeep.close()

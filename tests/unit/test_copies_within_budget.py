@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from batchyard.broker.errors import DiskFull, IntegrityError
+from batchyard.broker.errors import DiskFull, IntegrityError, StoreUnavailable
 from batchyard.broker.seal import KeyRing
 from batchyard.cache.copies import LocalCopies
 from batchyard.cache.digest import Blob
@@ -407,3 +407,64 @@ def test_many_threads_in_a_small_cache_are_all_given_the_right_bytes(node: Node,
     assert errors == []
     assert copies.counts.held_bytes <= 6 * BLOCK
     assert node.there() == copies.counts.held_bytes // BLOCK
+
+
+def test_others_are_given_copies_while_a_damaged_one_is_removed(
+    node: Node, blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies = node.start(9)
+    path = copies.stage(blob(blobs, 1), "a").path
+    copies.unpin("a")
+    monkeypatch.setattr(Folder, "remove", lambda folder, trash: seen.append(is_free(copies)))
+    seen: list[bool] = []
+    assert copies.held.condemn(path, f"file/{path.name}") == "removed"
+    assert seen == [True]
+
+
+def test_others_are_given_copies_while_a_large_directory_is_made_read_only(
+    node: Node, blobs: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies = node.start(9)
+    chmod, seen = os.chmod, list[bool]()
+
+    def looking(path: str, mode: int) -> None:
+        seen.append(is_free(copies))
+        chmod(path, mode)
+
+    with copies.landing("tree", BLOCK) as path:
+        path.mkdir()
+        monkeypatch.setattr(os, "chmod", looking)
+        placed = copies.adopt("tree", "sha256:" + "1" * 64, path, BLOCK, "job")
+        monkeypatch.undo()
+    assert placed.stat().st_mode & 0o777 == 0o555
+    assert seen == [True]
+
+
+def is_free(copies: LocalCopies) -> bool:
+    """Whether another thread can have the guard."""
+    free: list[bool] = []
+
+    def look() -> None:
+        free.append(copies.held.guard.acquire(timeout=0.2))
+        if free[0]:
+            copies.held.guard.release()
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    return free[0]
+
+
+def test_a_job_ends_well_though_what_it_held_cannot_be_removed(
+    node: Node, blobs: BlobStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    copies = node.start(9)
+    path = copies.stage(blob(blobs, 1), "a").path
+    assert copies.held.condemn(path, f"file/{path.name}") == "in use"
+
+    def broken(folder: Folder, trash: object) -> None:
+        raise StoreUnavailable("cannot write")
+
+    monkeypatch.setattr(Folder, "remove", broken)
+    copies.unpin("a")
+    assert "still take room" in caplog.text

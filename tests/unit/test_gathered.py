@@ -14,6 +14,7 @@ from batchyard.cache.digest import Blob
 from batchyard.cache.folder import Folder
 from batchyard.cache.gathered import stage_gathered
 from batchyard.cache.index import Index
+from batchyard.cache.manifest import Directory, encode
 from batchyard.cache.memory import MemoryStore
 from batchyard.cache.sealed import BlobStore
 from batchyard.cache.tree import put_tree
@@ -64,3 +65,11 @@ def test_what_is_not_there_is_said_and_leaves_nothing(copies: LocalCopies, tmp_p
     with pytest.raises(InputError, match="told to stop"):
         stage_gathered(copies, {"0": gone}, "o", "job.1", stopped=lambda: True)
     assert list((tmp_path / "copies" / "tree").iterdir()) == []
+
+
+def test_no_more_is_read_once_it_is_too_much(copies: LocalCopies, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("batchyard.cache.gathered.MOST_ENTRIES", 100)
+    tree = copies.blobs.put_bytes(encode([Directory(path=f"{n:06}") for n in range(40)]), "tree")
+    with pytest.raises(InputError, match="more than 100 entries"):
+        gathered(copies, {str(n): tree for n in range(10)})
+    assert copies.blobs.counters.fetches == 3

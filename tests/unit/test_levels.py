@@ -21,7 +21,7 @@ from batchyard.cache.index import Index
 from batchyard.cache.late import Late
 from batchyard.cache.memory import MemoryStore
 from batchyard.cache.sealed import BlobStore
-from batchyard.cache.store import Store, Unreadable
+from batchyard.cache.store import CopyLost, Store, Unreadable
 from batchyard.cache.tiered import REST_S, Tiered
 
 ONE, TWO, THREE, FOUR = (f"{number:064x}" for number in range(1, 5))
@@ -34,6 +34,7 @@ class Moody(MemoryStore):
         super().__init__()
         self.away = self.full = self.rotten = False
         self.cut: int | None = None
+        self.cut_short = StoreUnavailable("ended early")
         self.tries = 0
 
     def _look(self) -> None:
@@ -53,7 +54,7 @@ class Moody(MemoryStore):
         with super().get(name) as reader:
             if self.rotten:
                 raise Unreadable("cannot be read by the store itself")
-            yield reader if self.cut is None else Cut(reader, self.cut)
+            yield reader if self.cut is None else Cut(reader, self.cut, self.cut_short)
 
     def delete(self, name: str) -> None:
         self._look()
@@ -61,12 +62,12 @@ class Moody(MemoryStore):
 
 
 class Cut:
-    def __init__(self, reader: Readable, left: int) -> None:
-        self._reader, self._left = reader, left
+    def __init__(self, reader: Readable, left: int, error: StoreUnavailable) -> None:
+        self._reader, self._left, self._error = reader, left, error
 
     def readinto(self, buffer: memoryview, /) -> int:
         if not self._left:
-            raise StoreUnavailable("ended early")
+            raise self._error
         count = self._reader.readinto(buffer[: self._left]) or 0
         self._left -= count
         return count
@@ -372,6 +373,20 @@ def test_a_near_store_that_stops_in_the_middle_is_given_up_for_the_far_one(
     near.cut = 2 << 20
     blobs.fetch(digest, None, tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == data
+
+
+def test_a_near_copy_that_goes_away_while_it_is_read_costs_no_other_near_copy(
+    blobs: BlobStore, tiered: Tiered, near: Moody, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = blobs.put_bytes(b"one" * 1000), blobs.put_bytes(b"two" * 1000)
+    assert tiered.settle(10)
+    near.cut, lost = 1000, CopyLost("was replaced or deleted while it was read")
+    monkeypatch.setattr(near, "cut_short", lost)
+    assert blobs.read_bytes(one.digest, 3000) == b"one" * 1000
+    near.cut = None
+    tries = near.tries
+    assert blobs.read_bytes(two.digest, 3000) == b"two" * 1000
+    assert near.tries == tries + 1
 
 
 def test_a_far_store_that_is_away_is_said(blobs: BlobStore, tiered: Tiered, near: Moody, far: Moody) -> None:

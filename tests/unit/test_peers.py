@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from batchyard.cache.announced import Announced
 from batchyard.cache.memory import MemoryStore
 from batchyard.cache.peercall import is_stamped, join_address, split_address, stamp
 from batchyard.cache.peers import Doors, Transfer
-from batchyard.cache.store import CopyLost
+from batchyard.cache.store import CopyLost, sizes_of
 from batchyard.worker.levels import open_levels
 from batchyard.worker.options import NodeOptions
 from batchyard.worker.peering import Peering
@@ -138,6 +139,16 @@ def test_what_comes_into_a_store_and_what_leaves_it_is_told() -> None:
         store.put_if_absent(NAME, io.BytesIO(b"x"), 1)
     store.delete(NAME)
     assert told == [(NAME, 1), (NAME, 1), NAME]
+
+
+def test_what_is_told_of_is_listed_with_its_sizes_by_a_store_that_can() -> None:
+    class Listing(MemoryStore):
+        def sizes(self) -> Iterator[tuple[str, int]]:
+            yield NAME, 7
+
+    store = Listing()
+    told = Announced(store, kept=lambda name, size: None, gone=lambda name: None)
+    assert list(sizes_of(told)) == [(NAME, 7)]
 
 
 # -- what a node is told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -174,3 +175,31 @@ def test_a_scrub_keeps_its_pace() -> None:
     pace.spend(2**19)
     pace.spend(2**21)
     assert waits == [0.5, 2.0]
+
+
+def test_a_copy_that_was_made_since_a_bad_one_was_read_stays(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    blob = node.blobs.put_bytes(b"right")
+    spoil(node.copies.stage(blob, "job").path)
+    hashed = node.scrub._hashed
+
+    def slow(path: Path) -> str:
+        found = hashed(path)
+        node.copies.stage(blob, "job")  # sees the change, and fetches it again
+        return found
+
+    monkeypatch.setattr(node.scrub, "_hashed", slow)
+    assert node.round().bad == 0
+    assert node.copies.stage(blob, "job").here
+
+
+def test_a_copy_that_the_disk_does_not_give_any_more_is_removed(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    blob = node.blobs.put_bytes(b"right")
+    path = node.copies.stage(blob, "job").path
+    node.copies.unpin("job")
+
+    def broken(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(node.scrub, "_hashed", broken)
+    assert node.round().bad == 1
+    assert not path.exists()
