@@ -20,6 +20,7 @@ from batchyard.broker.seal import KeyRing
 from batchyard.broker.store import Yard
 
 from .collect import Collector
+from .identity import refuse_other
 from .parts import parts_of
 from .place import store_at
 from .sealed import BlobStore
@@ -68,6 +69,7 @@ def _opened(doors: Doors) -> Iterator[_Yard]:
             raise InvalidConfig("no blob store was named; give --store, or the --state of a yard")
         yard = client.with_keys()
         store = store_at(spec)
+        refuse_other(store, yard.ring, yard.store_id())
         blobs = BlobStore(store, yard.ring)
         made = _Yard(client=client, yard=yard, store=store, blobs=blobs, expiry=Expiry(yard),
                      survey=Survey(store, blobs))  # fmt: skip

@@ -126,9 +126,12 @@ class _Yard:
         self.yard.check_keys()
 
     def store(self) -> Rewrapping:
+        """The yard's. What another one does not need says nothing of what this yard's does: InvalidConfig."""
         from ..blobs import open_rewrapping
 
-        return open_rewrapping(self._spec, self.yard.ring)
+        opened = open_rewrapping(self._spec, self.yard.ring)
+        opened.refuse_other(self.yard.store_id())
+        return opened
 
     def rotation(self, wait_s: float) -> Rotation:
         from ..rotation import Rotation
@@ -142,6 +145,7 @@ class _Yard:
 
 def _act(doors: Doors, wait_s: float, as_json: bool, act: Callable[[Rotation], Rotated]) -> None:
     with closing(_Yard(doors)) as opened:
+        opened.store()  # nothing is changed when it cannot be had
         done = act(opened.rotation(wait_s))
     told: dict[str, Any] = {
         "current": done.current,
