@@ -86,6 +86,10 @@ OnShard = Callable[[int, int], None]
 class Rewrapping(Protocol):
     """A rotation's part in the store; see `cache/rewrap.py`."""
 
+    def refuse_other(self, known: str | None) -> None:
+        """InvalidConfig unless the store has this id, the yard's; None: any will do."""
+        ...
+
     def run(self, *, again: bool = False, on_shard: OnShard = ...) -> Rewrapped:
         """Wraps the keys of all blobs under the current one. StoreUnavailable, DiskFull, IntegrityError."""
         ...

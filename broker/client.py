@@ -477,8 +477,8 @@ class Client:
 
 def _missing(digest: str) -> str:
     return (
-        f"blob {digest}, or a file that it names, is not in this store; correct the digest, or --store; "
-        "a small file of a directory is there with the directory only"
+        f"blob {digest}, or a file that it names, is not in this store; correct the digest, --tenant or --store, "
+        "or put it again if it has expired; a small file of a directory is there with the directory only"
     )
 
 

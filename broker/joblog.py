@@ -92,7 +92,8 @@ class JobLog:
             yield from self._behind(blobs, digest, after)
         except BlobMissing:
             raise NotFound(
-                f'the log of job "{self._id}" ({digest}) is not in this store; give the --store that its node used'
+                f'the log of job "{self._id}" ({digest}) is not in this store; it has expired, if its queue has '
+                "outputs_expire_s, else give the --store that its node used"
             ) from None
 
     def _behind(self, blobs: Blobs, digest: str, after: str | None) -> Iterator[str]:

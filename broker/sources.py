@@ -65,7 +65,9 @@ def _look(yard: Yard, ids: list[str], tenant: str) -> list[tuple[str, Mapping[st
 
 def _named(job_id: str, name: str, state: str, outputs: Mapping[str, Any]) -> Mapping[str, Any]:
     if not state:
-        raise InputError(f'there is no record of job "{job_id}" any more; run it again')
+        raise InputError(
+            f'there is no record of job "{job_id}" any more, or none for this queue\'s tenant; run it again'
+        )
     if state != State.SUCCEEDED and name not in outputs:
         raise InputError(f'job "{job_id}" is {state}, so there is no output "{name}" of it')
     found = outputs.get(name)

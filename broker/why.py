@@ -181,7 +181,8 @@ def _ended(r: Record, f: Facts) -> list[Reason]:
     ran = "" if r.started is None or r.ended is None else f" after {span(r.ended - r.started)}"
     code = "" if r.exit_code is None else f" (exit code {r.exit_code})"
     if r.state is State.SUCCEEDED:
-        return [told("succeeded", f"it succeeded{where}{ran}{code}", exit_code=r.exit_code), *_history(r)]
+        reused = f", not run: its outputs are those of job {r.reused}" if r.reused else ""
+        return [told("succeeded", f"it succeeded{where}{ran}{code}{reused}", exit_code=r.exit_code), *_history(r)]
     if f.cancelled:
         never = " before it ran" if r.started is None else f"{where}{ran}"
         return [told("cancelled", f"it was ended{never}: {r.reason}", exit_code=r.exit_code), *_history(r)]

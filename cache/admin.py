@@ -20,6 +20,7 @@ from batchyard.broker.seal import KeyRing
 from batchyard.broker.store import Yard
 
 from .collect import Collector
+from .identity import refuse_other
 from .parts import parts_of
 from .place import store_at
 from .sealed import BlobStore
@@ -68,6 +69,7 @@ def _opened(doors: Doors) -> Iterator[_Yard]:
             raise InvalidConfig("no blob store was named; give --store, or the --state of a yard")
         yard = client.with_keys()
         store = store_at(spec)
+        refuse_other(store, yard.ring, yard.store_id())
         blobs = BlobStore(store, yard.ring)
         made = _Yard(client=client, yard=yard, store=store, blobs=blobs, expiry=Expiry(yard),
                      survey=Survey(store, blobs))  # fmt: skip
@@ -77,7 +79,10 @@ def _opened(doors: Doors) -> Iterator[_Yard]:
             yard.redis.close()
 
 
-@cache.command(epilog=examples("batchyard cache stats", "batchyard cache stats --json | jq .store.bytes"))
+@cache.command(
+    short_help="What the store holds, what caches did.",
+    epilog=examples("batchyard cache stats", "batchyard cache stats --json | jq .store.bytes"),
+)
 @json_option
 @yard_options
 def stats(doors: Doors, as_json: bool) -> None:
@@ -98,7 +103,8 @@ def stats(doors: Doors, as_json: bool) -> None:
     click.echo(f"durable store: {objects} objects, {show.size(total)}; {pinned} pinned, {expiring} may expire"
                + (f", {going} being deleted" if going else ""))  # fmt: skip
     rows = [(n.name, *_levels(n.cache)) for n in nodes]
-    columns = ("NODE", "COPIES", "HITS", "MISSES", "EVICTED", "FETCHED", "NEAR", "NEAR EVICTED", "CHECKED", "DAMAGED")
+    columns = ("NODE", "COPIES", "HITS", "MISSES", "EVICTED", "FETCHED", "BY PEERS", "NEAR", "NEAR EVICTED", "CHECKED",
+               "DAMAGED")  # fmt: skip
     show.print_table(columns, rows, empty="no nodes")
 
 
@@ -110,16 +116,17 @@ def _levels(of: Mapping[str, int]) -> list[str]:
         return str(of.get(name, 0))
 
     return [f"{bytes_('held_bytes')} of {bytes_('limit_bytes')}", count("hits"), count("misses"), count("evictions"),
-            bytes_("fetched_bytes"), bytes_("near_held_bytes"), count("near_evictions"), bytes_("scrubbed_bytes"),
-            count("scrub_bad")]  # fmt: skip
+            bytes_("fetched_bytes"), bytes_("peer_bytes"), bytes_("near_held_bytes"), count("near_evictions"),
+            bytes_("scrubbed_bytes"), count("scrub_bad")]  # fmt: skip
 
 
 @cache.command(
+    short_help="List blobs, and how long they stay.",
     epilog=examples(
         "batchyard cache ls",
         "batchyard cache ls --pinned",
         "batchyard cache ls --all --json | jq -r '.[] | select(.expires) | .digest'",
-    )
+    ),
 )
 @click.option("--pinned", is_flag=True, help="Only what is pinned.")
 @click.option("--expiring", is_flag=True, help="Only what may expire.")
@@ -149,11 +156,15 @@ def ls(doors: Doors, pinned: bool, expiring: bool, limit: int, all_: bool, as_js
         print_json(found)
         return
     rows = [
-        (one["digest"] or one["state"], show.size(one["bytes"]), one["tenant"] or "",
+        (one["digest"] or one["state"], show.size(one["bytes"]), _owner(one["tenant"]) if one["digest"] else "",
          "pinned" if one["pinned"] else "" if one["expires"] is None else _left(one["expires"] - now))
         for one in found
     ]  # fmt: skip
     show.print_table(("DIGEST", "STORED", "TENANT", "STAYS"), rows, empty="no blobs")
+
+
+def _owner(tenant: str | None) -> str:
+    return "?" if tenant is None else tenant
 
 
 def _left(seconds: float) -> str:
@@ -176,12 +187,13 @@ def _with_fates(on: _Yard, all_: Iterator[Seen]) -> Iterator[tuple[Seen, Fate]]:
 
 
 @cache.command(
+    short_help="Read blobs and say which do not open.",
     epilog=examples(
         "batchyard cache verify                 all, which reads the whole store",
         "batchyard cache verify --sample 5      five of a hundred",
         "batchyard cache verify sha256:… ID:table",
         "batchyard cache verify --delete        and delete what does not open",
-    )
+    ),
 )
 @click.argument("what", nargs=-1)
 @click.option("--sample", type=click.FloatRange(0, 100, min_open=True), help="So many percent of all, by chance.")
@@ -273,7 +285,10 @@ def gc(doors: Doors, unreferenced: bool, older_s: int, as_json: bool) -> None:
     click.echo(f"{freed.objects} objects deleted, {show.size(freed.bytes)}{spared}")
 
 
-@cache.command(epilog=examples("batchyard cache pin sha256:…", "batchyard cache pin ID:table"))
+@cache.command(
+    short_help="Keep blobs until they are unpinned.",
+    epilog=examples("batchyard cache pin sha256:…", "batchyard cache pin ID:table"),
+)
 @click.argument("what", nargs=-1, required=True)
 @tenant_option
 @json_option
@@ -298,7 +313,9 @@ def pin(doors: Doors, what: Sequence[str], tenant: str, as_json: bool) -> None:
         click.echo(f"{one} is pinned")
 
 
-@cache.command(epilog=examples("batchyard cache unpin sha256:…; batchyard cache gc"))
+@cache.command(
+    short_help="Let blobs go that were pinned.", epilog=examples("batchyard cache unpin sha256:…; batchyard cache gc")
+)
 @click.argument("what", nargs=-1, required=True)
 @tenant_option
 @json_option

@@ -54,6 +54,7 @@ def put(doors: Doors, paths: Sequence[Path], images: Sequence[str], tenant: str,
             click.echo(f"{blob['digest']} {what}" if several else blob["digest"])
 
     with doors.client() as client:
+        _known_tenant(client, tenant)
         for path in paths:
             said("path", str(path), _put(client, path, path.name, tenant, as_json=as_json))
         for image in images:
@@ -63,6 +64,18 @@ def put(doors: Doors, paths: Sequence[Path], images: Sequence[str], tenant: str,
                 said("image", image, _put(client, archive, f"image {image}", tenant, as_json=as_json))
     if as_json:
         print_json(kept if several else kept[0])
+
+
+def _known_tenant(client: Client, tenant: str) -> None:
+    """InvalidConfig: no queue's jobs could ever read what is put."""
+    if not tenant:
+        return
+    there = sorted({queue.tenant for queue in client.yard.config().queues.values()} - {""})
+    if tenant not in there:
+        has = f"they have {', '.join(there)}" if there else "none has one"
+        raise InvalidConfig(
+            f'no queue has tenant "{tenant}" ({has}); correct --tenant, or give a queue that tenant first'
+        )
 
 
 def _put(client: Client, path: Path, name: str, tenant: str, *, as_json: bool) -> dict[str, Any]:

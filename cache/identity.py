@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import secrets
 
-from batchyard.broker.errors import IntegrityError, NotFound
+from batchyard.broker.errors import IntegrityError, InvalidConfig, NotFound
 from batchyard.broker.seal import KeyRing
 
 from .store import Store
@@ -36,3 +36,10 @@ def store_id(store: Store, ring: KeyRing, *, make: bool = False) -> str | None:
         return ring.open(bytes(found[:size]), _ABOUT.encode(), lasting=True).decode()
     except UnicodeDecodeError:
         raise IntegrityError("the id of the store is no text") from None
+
+
+def refuse_other(store: Store, ring: KeyRing, known: str | None) -> None:
+    """InvalidConfig unless the store has this id, the yard's; None: the yard has no store yet, so any will do."""
+    if known is not None and (found := store_id(store, ring)) != known:
+        why = "has no id" if found is None else "has another id"
+        raise InvalidConfig(f"this is not the yard's store: it {why}; correct --store, or BATCHYARD_STORE")

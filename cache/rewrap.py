@@ -15,6 +15,7 @@ from batchyard.broker.blobs import OnShard, Rewrapped
 from batchyard.broker.errors import IntegrityError, NotFound
 from batchyard.broker.seal import HEADER_BYTES, MESSAGE_MAGIC, KeyRing, SealUnknown, read_full
 
+from .identity import refuse_other
 from .kept import Kept
 from .store import Store, Unreadable, levels
 from .wraps import Records, Shards, Wraps, shard_of
@@ -28,6 +29,10 @@ class Rewrap:
     def __init__(self, store: Store, ring: KeyRing) -> None:
         self._store, self._ring = levels(store)[-1], ring
         self._wraps = Wraps(store, ring)
+
+    def refuse_other(self, known: str | None) -> None:
+        """InvalidConfig unless it is the store with this id: keys that another one needs nothing of are needed here."""
+        refuse_other(self._store, self._ring, known)
 
     def run(self, *, again: bool = False, on_shard: OnShard = lambda done, of: None) -> Rewrapped:
         """One pass. again: look also at shards that were done before, for what was put under an old key since.

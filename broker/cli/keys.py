@@ -35,7 +35,11 @@ def keys() -> None:
     """
 
 
-@keys.command("list", epilog=examples("batchyard keys list", "batchyard keys list --count --json"))
+@keys.command(
+    "list",
+    short_help="List the keys, and who lags behind.",
+    epilog=examples("batchyard keys list", "batchyard keys list --count --json"),
+)
 @click.option("--count", is_flag=True, help="Also how many blobs each is needed for; looks at every object.")
 @json_option
 @yard_options
@@ -88,7 +92,9 @@ def retire(doors: Doors, key_id: str, wait_s: float, as_json: bool) -> None:
 
 
 @keys.command(
-    "print", epilog=examples("batchyard keys print --add | my-kms store", "batchyard keys print --current ID")
+    "print",
+    short_help="Print the keys, which are the secret itself.",
+    epilog=examples("batchyard keys print --add | my-kms store", "batchyard keys print --current ID"),
 )
 @click.option("--add", is_flag=True, help="With one more key, which is not the current one yet.")
 @click.option("--current", metavar="ID", help="With this one as the current one.")
@@ -126,9 +132,12 @@ class _Yard:
         self.yard.check_keys()
 
     def store(self) -> Rewrapping:
+        """The yard's. What another one does not need says nothing of what this yard's does: InvalidConfig."""
         from ..blobs import open_rewrapping
 
-        return open_rewrapping(self._spec, self.yard.ring)
+        opened = open_rewrapping(self._spec, self.yard.ring)
+        opened.refuse_other(self.yard.store_id())
+        return opened
 
     def rotation(self, wait_s: float) -> Rotation:
         from ..rotation import Rotation
@@ -142,6 +151,7 @@ class _Yard:
 
 def _act(doors: Doors, wait_s: float, as_json: bool, act: Callable[[Rotation], Rotated]) -> None:
     with closing(_Yard(doors)) as opened:
+        opened.store()  # nothing is changed when it cannot be had
         done = act(opened.rotation(wait_s))
     told: dict[str, Any] = {
         "current": done.current,

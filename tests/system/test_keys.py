@@ -50,3 +50,15 @@ def test_jobs_go_on_over_a_rotation_and_only_the_new_key_is_left(
     opened = BlobStore(DirectoryStore(yard.blobs), new)
     assert opened.read_bytes(before, 100) == b"before\n"
     assert opened.read_bytes(made, 100) == b"before\nafter\n"
+
+
+def test_another_store_is_refused_before_a_key_is_made_or_taken_away(
+    yard: TestYard, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    DirectoryStore(tmp_path / "other")
+    named = ["--broker", yard.url, "--key-file", str(yard.key_file), "--store", str(tmp_path / "other")]
+    before = yard.key_file.read_bytes()
+    for words in (["keys", "rotate"], ["keys", "retire", "0123456789abcdef"], ["cache", "gc"]):
+        assert run([*words, *named]) == 2
+        assert "this is not the yard's store: it has no id; correct --store" in capsys.readouterr().err
+    assert yard.key_file.read_bytes() == before

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from batchyard.broker import keys
+from batchyard.broker import cli, keys
 from batchyard.broker.blobs import LazyBlobs
 from batchyard.broker.client import Client
 from batchyard.broker.errors import NotFound
@@ -123,3 +123,13 @@ def test_nothing_in_redis_or_the_store_tells_a_tenants_digest(yard: TestYard) ->
     assert objects
     assert digest.removeprefix("sha256:") not in objects
     assert sent.get(timeout=60)["exit_code"] == 0
+
+
+def test_nothing_is_put_for_a_tenant_that_no_queue_has(
+    yard: TestYard, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "o").write_text("whose?")
+    where = ["--broker", yard.url, "--key-file", str(yard.key_file), "--store", str(yard.blobs)]
+    assert cli.run(["put", "--tenant", "alcie", str(tmp_path / "o"), *where]) == 2
+    assert 'no queue has tenant "alcie" (they have alice, bob); correct --tenant' in capsys.readouterr().err
+    assert cli.run(["put", "--tenant", "alice", str(tmp_path / "o"), *where]) == 0

@@ -147,3 +147,9 @@ def test_the_image_of_this_machine_is_taken_of_several(tmp_path: Path) -> None:
     (tmp_path / "endless").write_bytes(small_archive(endless))
     with pytest.raises(ImageError, match="manifest is not as it should be"):
         find_image(tmp_path / "endless", "x86_64")
+
+
+def test_what_is_no_archive_says_what_an_image_is(tmp_path: Path) -> None:
+    (tmp_path / "table").write_bytes(b"a,b\n" * 1000)
+    with pytest.raises(ImageError, match="it is no archive that is known here; put what `docker save` writes"):
+        find_image(tmp_path / "table")

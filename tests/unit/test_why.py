@@ -158,6 +158,8 @@ def test_an_ended_job_says_how_it_ended() -> None:
     )
     done = explain(facts("SUCCEEDED", fields={**ended, "exit_code": "0"}))
     assert done[0].text == "it succeeded on n1 after 12 s (exit code 0)"
+    reused = explain(facts("SUCCEEDED", fields={"exit_code": "0", "reused": "j0"}))
+    assert reused[0].text == "it succeeded (exit code 0), not run: its outputs are those of job j0"
     never = explain(facts("FAILED", fields={"reason": "expired"}, cancelled=True))
     assert (codes(never), never[0].text) == (["cancelled"], "it was ended before it ran: expired")
 

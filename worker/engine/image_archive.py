@@ -103,7 +103,7 @@ def _look(path: Path) -> _Seen:
                         seen.small[name] = content.read(member.size)
                         left -= member.size
     except InputError as error:
-        raise ImageError(str(error)) from error
+        raise ImageError(f"{str(error).partition(';')[0]}; put what `docker save` writes") from error
     return seen
 
 
