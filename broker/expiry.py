@@ -71,7 +71,7 @@ class Expiry:
     # -- who keeps
     def pin(self, blob: str, names: Iterable[str], *, owner: str = "") -> list[str]:
         """A person keeps a blob, which is these objects, itself among them. owner: who has put them. Names of those
-        that are being deleted just now.
+        that are being deleted just now, or have been since their owner put them.
         """
         return self._each("blobs_pin", [owner, blob], list(names))
 

@@ -47,11 +47,11 @@ class Puts:
 
     def pin(self) -> None:
         """A person keeps the blob that was put last, and all that was put for it. StoreUnavailable: it took so long
-        that some is being deleted.
+        that some is being deleted, or was.
         """
         names = self.names
         if left := self._expiry.pin(names[-1], names, owner=self._owner):
-            raise StoreUnavailable(f"object {left[0]} was not kept in time and is being deleted; put it again")
+            raise StoreUnavailable(f"object {left[0]} was not kept in time; put it again")
 
     def _insist(self, marks: dict[str, str]) -> None:
         while marks:

@@ -25,17 +25,20 @@ register('blobs_put', function(_, argv)
   return going
 end)
 
--- blobs_pin(owner, blob, name, …) -> names that are being deleted just now: these were not pinned
+-- blobs_pin(owner, blob, name, …) -> names that were not pinned: they are being deleted just now, or the put has taken so
+--   long that they may have been
 -- A person keeps a blob, which is these objects. owner: whose puts they were, or ''.
 -- Keys: as of blobs_put.
 register('blobs_pin', function(_, argv)
   local going = {}
   for i = 3, #argv do
     local name = argv[i]
-    if redis.call('HEXISTS', K.blobs_going, name) == 1 then
+    local b = blob_of(name)
+    local known = argv[1] == '' or (b and (b.s or b.p or b.f[argv[1]]))
+    if not known or redis.call('HEXISTS', K.blobs_going, name) == 1 then
       going[#going + 1] = name
     else
-      local b = blob_of(name) or {u = 0, h = {}, f = {}, s = 1}
+      b = b or {u = 0, h = {}, f = {}, s = 1}
       b.f[argv[1]] = nil
       b.p = b.p or {}
       b.p[argv[2]] = 1

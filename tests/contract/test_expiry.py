@@ -397,6 +397,19 @@ def test_what_was_pinned_while_it_goes_is_said_to_go(world: World) -> None:
         puts.pin()
 
 
+def test_who_has_put_for_longer_than_a_day_is_told_that_it_is_gone(world: World) -> None:
+    puts = Puts(world.expiry, "put:1")
+    blob = world.blobs.telling(puts.before).put_bytes(b"a")
+    world.age(DAY_MS)
+    assert world.collector.round().objects == 1
+    with pytest.raises(StoreUnavailable, match="put it again"):
+        puts.pin()
+    slower = world.claimed()
+    world.puts(slower)[0].before(world.blobs.name(blob.digest), "m")  # another one is about to put it
+    with pytest.raises(StoreUnavailable, match="put it again"):
+        puts.pin()
+
+
 def test_a_put_of_a_person_who_was_killed_goes_after_a_day(world: World) -> None:
     puts = Puts(world.expiry, "put:1")
     blob = world.blobs.telling(puts.before).put_bytes(b"a")
