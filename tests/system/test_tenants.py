@@ -20,8 +20,9 @@ from batchyard.broker.client import Client
 from batchyard.broker.errors import NotFound
 from batchyard.broker.hints import Peer
 from batchyard.cache.digest import digest_of
-from batchyard.cache.door import open_store
+from batchyard.cache.disk import DirectoryStore
 from batchyard.cache.peers import Doors, Transfer
+from batchyard.cache.sealed import BlobStore
 from batchyard.worker.engine.docker import DockerEngine
 from batchyard.worker.images import save
 from yardtest.wait import until
@@ -134,7 +135,7 @@ def test_children_of_an_array_are_their_tenants(yard: TestYard, client: Client) 
     gathered = yard.shell("cat /in/all/*/o >/work/o", queue="alice", **read).get(timeout=60)
     assert gathered["outputs"]["o"]["digest"] == digest_of(b"0\n1\n")
     told = {"job_id": array, "array": {"size": 2}}  # as a chain gives it to its next step, or somebody else
-    taken = yard.signature("ls", "/in/all", queue="bob", inputs={"/in/all": {"from": "o"}}).clone([told])
+    taken = yard.signature("ls", "/in/all", queue="bob", inputs={"/in/all": {"from": "o"}}).clone((told,))
     assert "there is no record of job" in yard.reason(taken.apply_async())
 
 
@@ -191,7 +192,7 @@ def test_a_blob_of_another_tenant_is_not_there_in_any_form(yard: TestYard, clien
         told = {"job_id": "made-up", "outputs": {"o": {"digest": digest, "size": 5, "kind": "tree"}}}
         for previous in (told, [told, told]):  # a result that he made up
             one = yard.signature("ls", "/in/x", queue="bob", inputs={"/in/x": {"from": "o"}})
-            sent.append(one.clone([previous]).apply_async())
+            sent.append(one.clone((previous,)).apply_async())
         return sent
 
     for digest in (archive, tree):
@@ -302,8 +303,8 @@ def test_no_container_learns_the_yards_keys(yard: TestYard) -> None:
     node = yard.start_node("k", queues="tiny", environment={"BATCHYARD_KEYS": text})
     script = "env >/work/o; cat /proc/*/environ /proc/*/cmdline >>/work/o 2>/dev/null; true"
     done = yard.shell(script, queue="tiny", outputs={"o": "/work/o"}).get(timeout=60)
-    with open_store(str(yard.blobs), yard.ring).open(done["outputs"]["o"]["digest"]) as opened:
-        seen = opened.read()
+    blobs = BlobStore(DirectoryStore(yard.blobs), yard.ring)
+    seen = blobs.read_bytes(done["outputs"]["o"]["digest"], 1 << 20)
     assert b"BATCHYARD_JOB_ID" in seen
     for secret in secrets:
         assert secret.encode() not in seen
