@@ -30,6 +30,9 @@ from .gang import NodeRange, Nodes
 from .retry import INFRASTRUCTURE_RETRIES, LONGEST_BACKOFF_S, ExitRule, Strategy
 
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+BLOB_IMAGE = "batchyard/blob"
+"""What the images of blobs are called on nodes: with a tag, the blob's name (`KeyRing.name`)."""
+_BLOB_IMAGE = re.compile(rf"((index\.)?docker\.io/)?{BLOB_IMAGE}([:@]|$)")
 WORK = PurePosixPath("/work")
 _REF = re.compile(r"Ref::([A-Za-z0-9_-]+)")
 MOST_CONSUMABLES = 5  # kinds that one job may ask for
@@ -214,8 +217,10 @@ class Job(Frozen):
             _check_words(f"nodes.ranges.{n}.", one.command or (), one.environment, self.secrets)
         for name in self.secrets:
             _check_variable("secrets", name)
-        if self.image.startswith("sha256:") and not DIGEST.fullmatch(self.image):
-            raise InvalidJob("image", self.image, "of an image that is a blob, the digest is sha256: and 64 hex digits")
+        _check_image("image", self.image)
+        for n, one in enumerate(self.nodes.ranges if self.nodes else ()):
+            if one.image is not None:
+                _check_image(f"nodes.ranges.{n}.image", one.image)
         if self.user is not None and any(int(number) > _MOST_ID for number in self.user.split(":")):
             raise InvalidJob("user", self.user, f"a user or group is a number of at most {_MOST_ID}")
         if self.profile == "strict" and self.user is not None and int(self.user.split(":")[0]) == 0:
@@ -380,6 +385,14 @@ def _fields_at(field: str) -> list[str]:
     top, dot, _ = field.partition(".")
     model = models[top] if dot and top in models else Job
     return [about.alias or name for name, about in model.model_fields.items()]
+
+
+def _check_image(field: str, image: str) -> None:
+    """By half a digest an engine finds what it has, and by our own name what a blob was loaded as; whoever's it is."""
+    if image.startswith("sha256:") and not DIGEST.fullmatch(image):
+        raise InvalidJob(field, image, "of an image that is a blob, the digest is sha256: and 64 hex digits")
+    if _BLOB_IMAGE.match(image):
+        raise InvalidJob(field, image, "is what a node calls an image that is a blob; name the blob by its digest")
 
 
 def _check_words(at: str, command: Sequence[str], environment: Mapping[str, str], secrets: Mapping[str, str]) -> None:

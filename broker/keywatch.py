@@ -89,12 +89,19 @@ class KeyWatch:
         self._yard, self._ring, self._source, self._name, self._clock = yard, ring, source, name, clock
         self._stamp: object = ""  # so that the first look misses no change since the ring was loaded
         self._loaded_at = clock()
-        self._complained = ""
+        self._complained = self._retired = ""
         self._stop = threading.Event()
 
     def look(self) -> None:
         """Once: takes other keys if there are some, and tells the yard. Raises BrokerUnavailable."""
         self._follow()
+        if self._is_retired() and self._retired != self._ring.current:
+            self._retired = self._ring.current
+            log.error(
+                "key %s, under which this process seals, was retired: nobody else can open that; give it the keys as "
+                "they are now, or add that key again",
+                self._retired,
+            )
         told = Holder(name="", current=self._ring.current, ids=self._ring.ids, in_use=tuple(sorted(self._ring.in_use)),
                       seen=self._yard.now_s())  # fmt: skip
         self._yard.guard(lambda: self._yard.redis.hset(keys.KEY_HOLDERS, self._name, json.dumps(asdict(told))))
@@ -138,10 +145,15 @@ class KeyWatch:
         log.info("keys %s from %s; the current one is %s", ", ".join(self._ring.ids), self._source, self._ring.current)
 
     def _worth_asking(self) -> bool:
-        """A source that cannot tell whether it changed is asked while a rotation wants what is not here."""
+        """A source that cannot tell whether it changed is asked while a rotation wants what is not here; and when that
+        is over, and this process was away all the while.
+        """
         if self._clock() - self._loaded_at < _RELOAD_S:
             return False
-        return wanted(self._yard) not in (None, self._ring.current)
+        return wanted(self._yard) not in (None, self._ring.current) or self._is_retired()
+
+    def _is_retired(self) -> bool:
+        return bool(self._yard.guard(lambda: self._yard.redis.hexists(keys.KEY_STATE, f"retired:{self._ring.current}")))
 
 
 @contextmanager

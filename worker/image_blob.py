@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batchyard.broker.errors import ImageError
-from batchyard.broker.job import DIGEST
+from batchyard.broker.job import BLOB_IMAGE, DIGEST
 from batchyard.cache.copies import LocalCopies
 from batchyard.cache.digest import Digest
 from batchyard.cache.flight import OnMoved
@@ -30,7 +30,7 @@ class ImageBlob:
     @property
     def name(self) -> str:
         """What the engine calls it: no digest, so that only who may read the blob can name the image."""
-        return f"batchyard/blob:{self.copies.blobs.name(self.digest)}"
+        return f"{BLOB_IMAGE}:{self.copies.blobs.name(self.digest)}"
 
     @contextmanager
     def archive(self, on_moved: OnMoved | None = None) -> Iterator[Path]:

@@ -134,12 +134,14 @@ end
 local function give_out(gang, count, main, chosen, placement, lease, told)
   local job, deadline = K.job(gang), num(now() + lease)
   local token = redis.call('HINCRBY', job, 'epoch', 1) .. ':' .. placement
+  local tenant = redis.call('HGET', job, 'tenant')
   for index = 0, count - 1 do
     local id, node, demand = member_id(gang, index), chosen[index].node, chosen[index].demand
     local member = K.job(id)
     redis.call('HDEL', member, 'go', 'halt', 'cancel', 'started', 'ended', 'exit_code', 'reason', 'log')
     redis.call('HSET', member, 'member_of', gang, 'index', index, 'state', 'STARTING', 'token', token,
       'node', node.name, 'mc', num(demand[1]), 'mem', num(demand[2]), 'gpu', num(demand[3]), 'disk', num(demand[4]))
+    if tenant then redis.call('HSET', member, 'tenant', tenant) end    -- whose blob its log is
     node.placed = (node.placed and node.placed .. ' ' or '') .. id
     redis.call('HSET', K.node(node.name), 'placed', node.placed)
     hold(id, node.name, deadline, {num(demand[1]), num(demand[2]), num(demand[3]), num(demand[4])})

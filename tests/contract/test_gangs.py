@@ -120,6 +120,14 @@ def test_a_gang_is_placed_where_others_only_upload_their_outputs(sim: SimYard) -
 # -- placement
 
 
+def test_members_are_of_their_jobs_tenant_and_so_are_their_logs(sim: SimYard) -> None:
+    mine, yards = sim.submit(nodes=2), sim.submit(nodes=2)
+    sim.yard.redis.hset(keys.job(mine), "tenant", "alice")
+    assert sorted(sim.place()) == sorted([mine, yards])
+    assert [sim.yard.record(f"{mine}#{n}").tenant for n in range(2)] == ["alice", "alice"]
+    assert sim.yard.record(f"{yards}#0").tenant == ""
+
+
 def test_a_gang_is_given_distinct_nodes_in_one_step(sim: SimYard) -> None:
     job_id = sim.submit(nodes=3, vcpus=1)
     assert sim.yard.record(job_id).state == "RUNNABLE"

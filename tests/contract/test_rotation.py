@@ -24,7 +24,7 @@ from batchyard.broker.keywatch import KeyWatch, holder_name, holders, watching
 from batchyard.broker.resealing import reseal
 from batchyard.broker.rotation import Rotation
 from batchyard.broker.schedule import parse
-from batchyard.broker.seal import KeyRing, SealUnknown
+from batchyard.broker.seal import KeyRing, SealUnknown, keyfile
 from batchyard.broker.store import Incoming, Yard
 from batchyard.cache.disk import DirectoryStore
 from batchyard.cache.sealed import BlobStore
@@ -195,6 +195,26 @@ def test_a_command_is_asked_again_only_while_a_rotation_wants_another_key(
     watch.look()
     watch.look()
     assert (yard.ring.current, calls.read_text()) == (new, "\n")
+
+
+def test_who_was_away_during_a_rotation_and_a_retirement_asks_for_other_keys_or_says_that_it_needs_some(
+    yard: Yard, key_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    old, now = yard.ring.current, 0.0
+    other = Yard(yard.url, KeyRing.load(key_file))
+    asks = KeyWatch(yard, yard.ring, KeyCommand(f"cat {key_file}"), "node a", clock=lambda: now)
+    keeps = KeyWatch(other, other.ring, None, "node b", clock=lambda: now)
+    new = KeyRing.rotate(key_file).current
+    keyfile.change(key_file, lambda found: found.without(old))
+    yard.redis.hset(keys.KEY_STATE, f"retired:{old}", 1)
+    now = 100.0
+    asks.look()
+    assert yard.ring.ids == (new,)
+    assert caplog.messages == []
+    for _ in range(2):
+        keeps.look()
+    [said] = caplog.messages
+    assert f"key {old}, under which this process seals, was retired" in said
 
 
 def test_who_puts_is_a_holder_of_keys_meanwhile(yard: Yard, key_file: Path, store: Path, tmp_path: Path) -> None:

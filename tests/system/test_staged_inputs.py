@@ -208,7 +208,7 @@ def test_an_image_that_was_put_runs_on_a_node_that_has_not_got_it(yard: TestYard
         (small_archive({"a": b"x"}), "it is no image"),
         (
             small_archive({"manifest.json": b'[{"Config":"c","Layers":["l"]}]', "c": b"{}", "l": b""}),
-            "does not take it",
+            "its layers are not those of its config",
         ),
     ],
 )

@@ -361,3 +361,12 @@ def test_an_output_of_the_step_before_is_given_as_the_job_asks() -> None:
 def test_an_image_may_be_the_digest_of_a_blob_and_no_half_of_one() -> None:
     assert parse(image=DIGEST).image == DIGEST
     assert "64 hex digits" in str(refused(image="sha256:abc"))
+    halves = {"count": 2, "ranges": [{"targets": "0:", "image": "sha256:abc"}]}
+    assert "nodes.ranges.0.image" in str(refused(image="busybox", nodes=halves))
+
+
+@pytest.mark.parametrize("prefix", ["", "docker.io/", "index.docker.io/"])
+@pytest.mark.parametrize("tail", ["", ":" + 64 * "a", "@sha256:" + 64 * "a"])
+def test_what_nodes_call_a_blob_that_they_loaded_is_no_image_to_name(prefix: str, tail: str) -> None:
+    assert "by its digest" in str(refused(image=f"{prefix}batchyard/blob{tail}"))
+    assert Job.parse({"image": f"example.org/batchyard/blob{tail}", "command": ["true"]}).image

@@ -54,7 +54,7 @@ _PASSING = re.compile(
     r"|temporary failure in name resolution|server misbehaving|no route to host|network is unreachable",
     re.IGNORECASE,
 )
-_LIKE_AN_ID = re.compile(r"[0-9a-f]{1,64}")
+_LIKE_AN_ID = re.compile(r"[0-9a-f]{1,64}|sha256:[0-9a-f]{1,63}")
 _NOT_RUNNING = re.compile("is not running|already finished")
 _GONE = (OSError, urllib3.exceptions.HTTPError, ValueError)
 """What docker-py lets through when the engine goes away before, during or in the middle of an answer."""
@@ -337,7 +337,9 @@ def body(spec: ContainerSpec, *, cpus: int, init: bool) -> dict[str, Any]:
 
 def _as_name(image: str) -> str:
     """The engine takes hex digits for the beginning of an image's id as well, whoever's that is."""
-    return f"{image}:latest" if _LIKE_AN_ID.fullmatch(image) else image
+    if not _LIKE_AN_ID.fullmatch(image):
+        return image
+    return f"docker.io/library/{image}" if ":" in image else f"{image}:latest"
 
 
 def _mount(bind: Bind, labels: Mapping[str, str]) -> dict[str, Any]:
