@@ -19,7 +19,7 @@ from pathlib import Path
 from batchyard.broker.errors import DiskFull, InputError
 
 from .digest import Blob, Digest, parse_digest
-from .flight import Flight, OnMoved
+from .flight import Flight, OnMoved, Stopped, Unwanted
 from .folder import KINDS, CopyKind, Folder, key_of, tree_charge
 from .genuine import is_genuine
 from .held import CopyCounts, Held
@@ -33,6 +33,10 @@ from .tree import AT_ONCE, build_tree, read_tree, remove_tree
 from .unpack import unpack
 
 log = logging.getLogger(__name__)
+
+
+def _wanted() -> bool:
+    return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,39 +146,42 @@ class LocalCopies:
         self._held.trim()
 
     # -- staging
-    def stage(self, blob: Blob | Digest, owner: str, on_moved: OnMoved | None = None) -> Staged:
+    def stage(
+        self, blob: Blob | Digest, owner: str, on_moved: OnMoved | None = None, stopped: Stopped = _wanted
+    ) -> Staged:
         """A verified copy, fetched if it is not here: a file, or for a tree a directory. It is pinned for the owner.
 
         Of a bare digest the content tells whether it is a tree. Threads that want the same blob share one fetch and
-        its failure; each hears of it. NotFound, InputError, IntegrityError, StoreUnavailable; DiskFull, CopiesPinned
-        when that is only for a while.
+        its failure; each hears of it. stopped: this one does not want it any more; the fetch goes on while another
+        does. NotFound, InputError, IntegrityError, StoreUnavailable; DiskFull, CopiesPinned when that is only for a
+        while.
         """
-        staged = self._stage(blob, owner, on_moved)
+        staged = self._stage(blob, owner, on_moved, stopped)
         digest = blob.digest if isinstance(blob, Blob) else blob
         self._note(owner, digest, None if staged.here else staged.fetched_bytes)
         return staged
 
-    def unpack(self, digest: Digest, owner: str, on_moved: OnMoved | None = None) -> Staged:
+    def unpack(self, digest: Digest, owner: str, on_moved: OnMoved | None = None, stopped: Stopped = _wanted) -> Staged:
         """What is in the archive of this digest, as a directory; else as `stage`. The archive itself is fetched for it,
         and may go again.
         """
-        staged = self._one("unpacked", digest, owner, on_moved)
+        staged = self._one("unpacked", digest, owner, on_moved, stopped)
         self._note(owner, digest, None if staged.here else staged.fetched_bytes)
         return staged
 
-    def _stage(self, blob: Blob | Digest, owner: str, on_moved: OnMoved | None) -> Staged:
+    def _stage(self, blob: Blob | Digest, owner: str, on_moved: OnMoved | None, stopped: Stopped) -> Staged:
         if isinstance(blob, Blob):
-            staged = self._one(blob.kind, blob.digest, owner, on_moved)
+            staged = self._one(blob.kind, blob.digest, owner, on_moved, stopped)
             if blob.kind == "file" and (size := staged.path.stat().st_size) != blob.size:
                 raise InputError(f"blob {blob.digest} has {size} bytes, not {blob.size}; correct the size")
             return staged
         if (tree := self._hit(self._key("tree", blob), owner)) is not None:
             return tree
-        file = self._one("file", blob, owner, on_moved)
+        file = self._one("file", blob, owner, on_moved, stopped)
         with file.path.open("rb") as opened:
             if not is_manifest(opened.read(64)):
                 return file
-        staged = self._one("tree", blob, owner, on_moved)
+        staged = self._one("tree", blob, owner, on_moved, stopped)
         return replace(staged, fetched_bytes=staged.fetched_bytes + file.fetched_bytes)
 
     def _hit(self, key: str, owner: str) -> Staged | None:
@@ -184,7 +191,7 @@ class LocalCopies:
         self._held.count(hits=1)
         return Staged(path=path)
 
-    def _one(self, kind: CopyKind, digest: Digest, owner: str, on_moved: OnMoved | None) -> Staged:
+    def _one(self, kind: CopyKind, digest: Digest, owner: str, on_moved: OnMoved | None, stopped: Stopped) -> Staged:
         key = self._key(kind, digest)
         while True:
             with self._guard:
@@ -194,9 +201,13 @@ class LocalCopies:
                 if flight is None:
                     mine = self._flights[key] = Flight()
                     break
-            flight.join(on_moved)
-            flight.wait()  # and look again: it may be evicted by now
-        mine.join(on_moved)
+            flight.join(on_moved, stopped)
+            try:
+                flight.wait(stopped)  # and look again: it may be evicted by now
+            except Unwanted:  # by those who joined it before this one did
+                if stopped():
+                    raise
+        mine.join(on_moved, stopped)
         return self._fly(kind, digest, owner, mine)
 
     def _fly(self, kind: CopyKind, digest: Digest, owner: str, flight: Flight) -> Staged:
@@ -279,14 +290,21 @@ class LocalCopies:
 
     def _unpack(self, digest: Digest, room: _Room, flight: Flight) -> int:
         holder = f"unpack?{secrets.token_hex(8)}"
+
+        def grow(bytes_: int) -> None:
+            flight.go_on()
+            room.grow(bytes_)
+
         try:
-            archive = self._one("file", digest, holder, flight.at)
+            archive = self._one("file", digest, holder, flight.at, flight.is_unwanted)
             with archive.path.open("rb") as opened:
                 if is_manifest(opened.read(64)):
                     raise InputError(f"blob {digest} is a directory already; leave out unpack")
             with self._building(room.take(charge(0)), room) as building:
                 try:
-                    made = unpack(archive.path, building, room=room.grow)
+                    made = unpack(archive.path, building, room=grow)
+                except Unwanted:
+                    raise
                 except InputError as error:
                     raise InputError(f"blob {digest} cannot be unpacked: {error}") from error
             room.entry = replace(room.entry, bytes=made.charge)  # less, where a later file took the place of another

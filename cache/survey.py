@@ -13,7 +13,7 @@ from batchyard.broker.seal import SealUnknown
 
 from .digest import Digest
 from .sealed import BlobStore, OnBytes
-from .store import Store, Unreadable
+from .store import Store, Unreadable, sizes_of
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -42,7 +42,7 @@ class Survey:
 
     def sizes(self) -> Iterator[int]:
         """Bytes of each object. StoreUnavailable."""
-        return _each(lambda name: self._store.stat(name) or 0, self._store.names())
+        return (size for _, size in sizes_of(self._store))
 
     def headers(self, names: Iterable[str] | None = None) -> Iterator[Seen]:
         """Each object by its first bytes alone: what follows may be damaged. StoreUnavailable."""

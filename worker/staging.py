@@ -106,11 +106,11 @@ class _One:
     def _copy(self, blob: Blob | Digest) -> Path:
         copies = self.stage.copies
         if not self.spec.unpack:
-            return copies.stage(blob, self.owner, self.on_moved).path
+            return copies.stage(blob, self.owner, self.on_moved, self.stopped).path
         if isinstance(blob, Blob) and blob.kind == "tree":
             raise InputError(f"blob {blob.digest} is a directory already; leave out unpack")
         digest = blob.digest if isinstance(blob, Blob) else blob
-        return copies.unpack(digest, self.owner, self.on_moved).path
+        return copies.unpack(digest, self.owner, self.on_moved, self.stopped).path
 
     def _source(self, name: str, source: Source) -> list[Bind]:
         """Few are bound one by one, which takes no bytes; a container cannot have very many mounts."""
