@@ -25,7 +25,7 @@ from batchyard.broker.keysource import (
     load_ring,
     source_of,
 )
-from batchyard.broker.seal import KeyRing
+from batchyard.broker.seal import KeyRing, keyfile
 
 
 @pytest.fixture
@@ -194,3 +194,11 @@ def test_keys_of_the_environment_and_of_a_command_put_and_get(
     monkeypatch.delenv("BATCHYARD_KEYS")
     assert cli.run(["get", digest, str(tmp_path / "again"), *named]) == 2
     assert "--key-command" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root gives files away")
+def test_a_changed_key_file_stays_its_owners(path: Path) -> None:
+    os.chown(path, 10001, 10002)
+    keyfile.change(path, lambda found: found.added())
+    changed = path.stat()
+    assert (changed.st_uid, changed.st_gid, changed.st_mode & 0o777) == (10001, 10002, 0o600)
