@@ -463,8 +463,7 @@ class Client:
         """While something is put: a rotation waits for it. Raises InvalidConfig: with these nobody may put any more."""
         if not isinstance(self._blobs, LazyBlobs):
             return nullcontext()
-        with suppress(BrokerUnavailable):  # a put needs no Redis
-            self.yard.refuse_retired(self._blobs.ring)
+        self.yard.refuse_retired(self._blobs.ring)
         return watching(self.yard, self._blobs.ring, None, holder_name("client of"))
 
     def _store(self, tenant: str) -> Blobs:

@@ -203,7 +203,8 @@ def _held(r: Record, f: Facts) -> list[Reason]:
     else:
         since = "" if r.started is None else f" for {span(f.now_s - r.started)}"
         nodes = f" as the main one of {r.gang} nodes" if r.gang else ""
-        found.append(Reason(code="running", text=f"it runs on {r.node}{nodes}{since}"))
+        doing = f": {r.progress}" if r.progress else ""
+        found.append(Reason(code="running", text=f"it runs on {r.node}{nodes}{since}{doing}"))
     if f.revoked:
         found.append(Reason(code="revoked", text=f"it may end by itself, and is not run again: {f.revoked}"))
     silent = next((n for n in f.nodes if n.name == r.node and not n.up), None)

@@ -72,6 +72,7 @@ class LogCapture:
         self._bounded = BoundedLog(
             folder, head_bytes=head_bytes, tail_bytes=tail_bytes, state=State(**kept["log"]) if kept else None
         )
+        self._last_words = ""
         self._source: LogSource | None = None
         if source is not None:
             self.attach(source)
@@ -89,23 +90,28 @@ class LogCapture:
 
     def platform(self, text: str) -> None:
         """Say something in the job's log that is not the container's."""
-        stamp = _stamp(self._clock())
-        lines = [b"%b platform %b\n" % (stamp, self._hide(line.encode())) for line in text.splitlines()]
         with self._lock:
             if not self._bounded.state.finished:
-                self._write(lines)
+                self._write(self._said(text))
 
-    def finish(self) -> Path:
+    def _said(self, text: str) -> list[bytes]:
+        stamp = _stamp(self._clock())
+        return [b"%b platform %b\n" % (stamp, self._hide(line.encode())) for line in text.splitlines()]
+
+    def finish(self, last_words: str = "") -> Path:
         """Read the rest (call after the container ended), and give the final file. May be called twice.
 
-        DiskFull: nothing is lost, call again when there is room.
+        last_words: the platform's, behind all that the container said; they stand there once. DiskFull:
+        nothing is lost, call again when there is room.
         """
         with self._lock:
+            self._last_words = last_words or self._last_words
             try:
                 if not self._bounded.state.finished:
                     while self._take(ended=True):
                         pass
-                    self._write(self._flush())
+                    words, self._last_words = self._last_words, ""
+                    self._write([*self._flush(), *self._said(words)])
                     self._bounded.finish()
                     self._keep()
             except OSError as error:

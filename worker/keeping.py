@@ -176,8 +176,7 @@ class Keeping:
 
     def _whole_log(self, capture: LogCapture, last_words: str) -> Path:
         try:
-            capture.platform(last_words)
-            return capture.finish()
+            return capture.finish(last_words)
         except (DiskFull, OSError):  # by what the job has written, most likely: its outputs are kept by now
             shutil.rmtree(self._context.work, ignore_errors=True)
             return capture.finish()

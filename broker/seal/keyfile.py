@@ -84,13 +84,17 @@ def _write(path: Path, keys: Keys, *, replace: bool) -> bool:
 
 
 def _put(path: Path, text: str, *, replace: bool) -> bool:
-    """Whether the text is the file's now; without `replace` it is not if there was one. Durable either way."""
+    """Whether the text is the file's now; without `replace` it is not if there was one. Durable either way. Whose file
+    it is stays: processes that run as its owner are to read it again.
+    """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     written = True
     try:
         with open(fd, "w", encoding="ascii") as file:
+            if replace and ((was := path.stat()).st_uid, was.st_gid) != ((now := os.fstat(fd)).st_uid, now.st_gid):
+                os.fchown(fd, was.st_uid, was.st_gid)
             file.write(text)
             file.flush()
             os.fsync(fd)

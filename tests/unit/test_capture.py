@@ -60,6 +60,14 @@ def test_lines_keep_time_stream_and_order(tmp_path: Path, engine_log: Path) -> N
     ]
 
 
+def test_the_last_words_are_behind_what_the_container_wrote_last(tmp_path: Path, engine_log: Path) -> None:
+    log = capture(tmp_path, engine_log)
+    append(engine_log, wrote("the result\n"))
+    said = [line.split(" ", 2)[1:] for line in log.finish("it ended").read_text().splitlines()]
+    assert said == [["stdout", "the result"], ["platform", "it ended"]]
+    assert log.finish("it ended").read_text().count("it ended") == 1
+
+
 def test_a_silent_job_has_an_empty_log(tmp_path: Path, engine_log: Path) -> None:
     log = capture(tmp_path, engine_log)
     assert not log.poll()

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from batchyard.broker import cli
+from batchyard.broker.blobs import open_blobs
 from batchyard.broker.cli.doors import Doors, yard_options
 from batchyard.broker.endpoints import Endpoints
 from batchyard.broker.errors import InvalidConfig
@@ -25,7 +26,7 @@ from batchyard.broker.keysource import (
     load_ring,
     source_of,
 )
-from batchyard.broker.seal import KeyRing
+from batchyard.broker.seal import KeyRing, keyfile
 
 
 @pytest.fixture
@@ -180,17 +181,25 @@ def test_commands_take_keys_by_option_by_environment_and_as_the_state_says(
     assert text[:20] not in repr(keys_of(*state, BATCHYARD_KEYS=text)[1])
 
 
-def test_keys_of_the_environment_and_of_a_command_put_and_get(
+def test_keys_of_the_environment_and_of_a_command_open_what_those_of_the_file_sealed(
     path: Path, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "data").write_text("data")
-    (tmp_path / "store" / "objects").mkdir(parents=True)
+    put = open_blobs(str(tmp_path / "store"), KeyRing.load(path), create=True).put
     named = ["--broker", "redis://127.0.0.1:1/0", "--store", str(tmp_path / "store")]
-    assert cli.run(["put", str(tmp_path / "data"), *named, "--key-command", f"cat '{path}'"]) == 0
-    digest = capsys.readouterr().out.strip()
+    digest = put(tmp_path / "data")["digest"]
+    assert cli.run(["get", digest, str(tmp_path / "one"), *named, "--key-command", f"cat '{path}'"]) == 0
     monkeypatch.setenv("BATCHYARD_KEYS", base64_of(text))
-    assert cli.run(["get", digest, str(tmp_path / "back"), *named]) == 0
-    assert (tmp_path / "back").read_text() == "data"
+    assert cli.run(["get", digest, str(tmp_path / "two"), *named]) == 0
+    assert (tmp_path / "one").read_text() == (tmp_path / "two").read_text() == "data"
     monkeypatch.delenv("BATCHYARD_KEYS")
-    assert cli.run(["get", digest, str(tmp_path / "again"), *named]) == 2
+    assert cli.run(["get", digest, str(tmp_path / "three"), *named]) == 2
     assert "--key-command" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root gives files away")
+def test_a_changed_key_file_stays_its_owners(path: Path) -> None:
+    os.chown(path, 10001, 10002)
+    keyfile.change(path, lambda found: found.added())
+    changed = path.stat()
+    assert (changed.st_uid, changed.st_gid, changed.st_mode & 0o777) == (10001, 10002, 0o600)

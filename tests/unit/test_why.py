@@ -138,6 +138,8 @@ def test_a_job_that_came_back_says_why_its_attempts_ended() -> None:
 def test_a_job_that_runs_says_where_and_for_how_long() -> None:
     ran = {"node": "n1", "started": str(int((NOW_S - 65) * 1000))}
     assert explain(facts("RUNNING", fields=ran))[0].text == "it runs on n1 for 1 min 5 s"
+    ends = explain(facts("RUNNING", fields={**ran, "progress": "uploads outputs (1 of 2)"}))
+    assert ends[0].text == "it runs on n1 for 1 min 5 s: uploads outputs (1 of 2)"
     assert codes(explain(facts("RUNNING", fields={**ran, "cancel": "no more"}))) == ["stopping"]
     assert explain(facts("STARTING", fields={"node": "n1", "progress": "pulling"}))[0].text.endswith(": pulling")
     silent = explain(facts("RUNNING", fields=ran, nodes=(node(up=False, quiet_s=40),)))

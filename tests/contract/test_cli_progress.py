@@ -45,16 +45,16 @@ def _read(fd: int) -> bytes:
         return b""
 
 
-def yard(folder: Path) -> list[str]:
-    """A store and keys; the Redis is never asked."""
+def yard(folder: Path, redis_url: str) -> list[str]:
+    """A store and keys, and the Redis that hears of what is put."""
     KeyRing.create(folder / "keys")
     DirectoryStore(folder / "store")
-    named = {"--broker": "redis://127.0.0.1:1/0", "--key-file": str(folder / "keys"), "--store": str(folder / "store")}
+    named = {"--broker": redis_url, "--key-file": str(folder / "keys"), "--store": str(folder / "store")}
     return [word for pair in named.items() for word in pair]
 
 
-def test_put_and_get_show_bytes_on_a_terminal_and_the_result_on_stdout(tmp_path: Path) -> None:
-    where = yard(tmp_path)
+def test_put_and_get_show_bytes_on_a_terminal_and_the_result_on_stdout(tmp_path: Path, fresh_redis_url: str) -> None:
+    where = yard(tmp_path, fresh_redis_url)
     (tmp_path / "t[red].csv").write_bytes(os.urandom(3 << 20))
     out, err = on_a_terminal("put", str(tmp_path / "t[red].csv"), *where)
     digest = out.strip()
@@ -66,8 +66,8 @@ def test_put_and_get_show_bytes_on_a_terminal_and_the_result_on_stdout(tmp_path:
     assert "3.0 MiB of 3.0 MiB" in err
 
 
-def test_json_and_a_pipe_get_no_bar(tmp_path: Path) -> None:
-    where = yard(tmp_path)
+def test_json_and_a_pipe_get_no_bar(tmp_path: Path, fresh_redis_url: str) -> None:
+    where = yard(tmp_path, fresh_redis_url)
     (tmp_path / "t").write_bytes(os.urandom(1 << 20))
     assert on_a_terminal("put", "--json", str(tmp_path / "t"), *where)[1] == ""
     ran = subprocess.run(
