@@ -127,7 +127,7 @@ def test_a_log_that_the_store_does_not_have_is_said_to_be_missing_there() -> Non
             raise BlobMissing(f"blob {digest} is not in the store; put it first")
             yield io.BytesIO()
 
-    with pytest.raises(NotFound, match=r'the log of job "j1" \(sha256:log\) is not in this store; give the --store'):
+    with pytest.raises(NotFound, match=r'the log of job "j1" \(sha256:log\) is not in this store; it has expired, if'):
         read(Tail("FAILED"), Empty())
 
 
