@@ -18,6 +18,7 @@ from .record import Claimed
 from .store import Yard
 
 AT_ONCE = 256  # names in one call
+MOST_SETTLED = 1024  # names that one settle has: it blocks Redis for some 20 ms then
 ORPHAN_S = 86400.0
 """How long what was put stays when nobody says what has become of it; as in shared/blobs.lua."""
 
@@ -30,7 +31,11 @@ def owner_of(job: Claimed) -> str:
 def told(expire_s: int | None, names: Iterable[str]) -> dict[str, str]:
     """What a settle or a give-back says of the objects that an attempt has put, among its fields."""
     named = " ".join(names)
-    return {"blobs": f"{'-' if expire_s is None else expire_s * 1000} {named}"} if named else {}
+    return {"blobs": f"{_ms(expire_s)} {named}"} if named else {}
+
+
+def _ms(expire_s: int | None) -> str:
+    return "-" if expire_s is None else str(expire_s * 1000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +72,10 @@ class Expiry:
         are being deleted. Ask afterwards whether the store has the rest.
         """
         return self.put(owner, dict.fromkeys(names, ""))
+
+    def keep(self, expire_s: int | None, names: Sequence[str]) -> None:
+        """Of what an attempt has put, all that is beyond MOST_SETTLED: before it settles, as `told`."""
+        self._each("blobs_keep", [_ms(expire_s)], names)
 
     # -- who keeps
     def pin(self, blob: str, names: Iterable[str], *, owner: str = "") -> list[str]:

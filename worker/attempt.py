@@ -189,7 +189,7 @@ class Execution:
             outcome = replace(outcome, reason=_with(outcome.reason, lacks))
         if outcome.fate is Fate.SUCCEEDED and self._reused is not None:
             outcome = replace(outcome, reason=f"not run: its outputs are those of the identical job {self.reused}")
-        self._keeping.forget(but=outputs)
+        self._keeping.forget(but=outputs if outcome.fate in {Fate.SUCCEEDED, Fate.FAILED} else None)
         blob, tail, lack = self._keeping.keep_log(capture, outcome)
         if lack:
             outcome = replace(outcome, reason=f"{outcome.reason}; its log could not be kept: {lack}")
@@ -315,17 +315,16 @@ class Execution:
         return self._reuse.note(self._claimed.id, outputs, keep_s=self._tools.config.retention_s)
 
     def _launch(self, capture: LogCapture, binds: list[Bind]) -> None:
-        spec = self._spec(binds)
-
         def created(container: str) -> None:
             self._container = container
             self._made.append(container)
 
         if self._context.is_stopped:
             return
+        self.remove()  # one whose start was not answered may run, with what it has changed mounted
+        spec = self._spec(binds)
         if self._network is not None:
             self._network.make()
-        self.remove()  # one whose start was not answered may run
         try:
             launch(self._tools.engine, spec, say=capture.platform, created=created)
         except BaseException as error:

@@ -26,6 +26,7 @@ from .reuse import Reuse
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 UPLOAD_PATIENCE_S = 3600.0  # for the yard's store: outputs that wait for it hold their disk, and nothing else
+GOING_PATIENCE_S = 60.0  # for what is being deleted, before all of the object is read again
 LOG_TAIL_BYTES = 4096
 
 
@@ -37,6 +38,8 @@ class Keeping:
         self._on_stop = on_stop
         self._exited_s = 0.0  # by the monotonic clock
         self._kept = 0
+        self._sent = self._sent_before = 0  # the most in one go, and at the last refusal
+        self._going_since: float | None = None
         expiry = self._tools.expiry
         self._puts = Puts(expiry, owner_of(context.claimed), self._wait_to_put) if expiry else None
         self._blobs = self._tools.blobs.telling(self._puts.before) if self._puts else self._tools.blobs
@@ -93,9 +96,13 @@ class Keeping:
             if publisher.elsewhere or not isinstance(error, StoreUnavailable):
                 return patience.until(error)
             context.doing(f"waits to upload its outputs: {error}")
+            if self._sent > self._sent_before:
+                uploads.taken()
+            self._sent_before = self._sent
             return uploads.refused(self._exited_s) + UPLOAD_PATIENCE_S
 
         def hear(kept: int, sent: int) -> None:
+            self._sent = max(self._sent, sent)
             if kept > self._kept:
                 self._kept = kept
                 uploads.taken()
@@ -152,9 +159,16 @@ class Keeping:
         raise OutputError("it was not written: the job was told to stop")
 
     def _wait_to_put(self, why: BatchyardError) -> None:
-        """Redis is away, so nobody would know of it; or the object is just being deleted."""
+        """Redis is away, so nobody would know of it; or the object is just being deleted, which counts as a store that
+        is away when it takes long.
+        """
         if self._context.stop is Stop.LOST:
             raise OutputError("it was not kept: the job is not this node's any more")
+        if isinstance(why, StoreUnavailable):
+            since = self._going_since = self._going_since or time.monotonic()
+            if self._context.is_given_up or time.monotonic() > since + GOING_PATIENCE_S:
+                self._going_since = None
+                raise why
         log.warning("job %s waits to keep its outputs and log: %s", self._context.claimed.id, why)
         time.sleep(0.5)
 

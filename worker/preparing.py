@@ -41,7 +41,7 @@ class Preparing:
 
     # -- inputs
     def pin(self) -> None:
-        """Before anything is staged for others, also where the index was lost: a container runs on its inputs."""
+        """Of a container that runs: before anything is staged for others, also where the index was lost."""
         self._tools.stage.copies.pin(self._context.folder.name, self._digests(), unpacked=self._archives())
 
     @contextmanager
@@ -69,6 +69,9 @@ class Preparing:
         """Image and inputs are on this node; the inputs as its container gets them. Raises what the puller and
         `Stage.binds` raise. May be called again.
         """
+        if self._tries:  # what is held may be what another one waits for, which holds what this one waits for
+            self._tools.stage.copies.unpin(self._context.folder.name)
+            self.pin()
         with Progress(self._context.doing, capture.platform) as progress:
             self._pulled(capture, progress)
             binds = self._bound(capture, progress)

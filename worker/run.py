@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from batchyard.broker import ending, message
 from batchyard.broker.errors import BatchyardError, BrokerUnavailable
-from batchyard.broker.expiry import told
+from batchyard.broker.expiry import MOST_SETTLED, told
 from batchyard.broker.followups import CannotFollow
 from batchyard.broker.job import Job
 from batchyard.broker.message import Document
@@ -165,8 +165,11 @@ class Run:
 
     def _put(self, end: Finished) -> dict[str, str]:
         """What becomes of its outputs and log, by its queue."""
-        queue = self._tools.config.queues.get(self.claimed.queue)
-        return told(None if queue is None else queue.outputs_expire_s, end.put)
+        queue, expiry = self._tools.config.queues.get(self.claimed.queue), self._tools.expiry
+        expire_s = None if queue is None else queue.outputs_expire_s
+        if expiry is not None and len(end.put) > MOST_SETTLED:
+            expiry.keep(expire_s, end.put[MOST_SETTLED:])
+        return told(expire_s, end.put[:MOST_SETTLED])
 
     def _write(self, end: Finished) -> bool:
         outcome, result = end.outcome, self._result(end)

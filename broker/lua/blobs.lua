@@ -25,6 +25,22 @@ register('blobs_put', function(_, argv)
   return going
 end)
 
+-- blobs_keep(ms or -, name, …)
+-- Of an attempt that is about to settle with more objects than one call may have: these are kept at least so long from
+-- now, or for ever.
+-- Keys: blobs_until, blobs_made, blobs_pinned.
+register('blobs_keep', function(_, argv)
+  for i = 2, #argv do
+    local b, pinned = blob_of(argv[i])
+    if argv[1] == '-' then
+      blob_stays(argv[i])
+    elseif b and not b.s then
+      b.u = math.max(b.u, now() + tonumber(argv[1]))
+      blob_known(argv[i], b, pinned)
+    end
+  end
+end)
+
 -- blobs_pin(owner, blob, name, …) -> names that were not pinned: they are being deleted just now, or the put has taken so
 --   long that they may have been
 -- A person keeps a blob, which is these objects. owner: whose puts they were, or ''.

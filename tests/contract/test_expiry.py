@@ -15,7 +15,7 @@ import pytest
 
 from batchyard.broker import keys
 from batchyard.broker.errors import StoreUnavailable
-from batchyard.broker.expiry import Expiry, Unpinned, owner_of, told
+from batchyard.broker.expiry import MOST_SETTLED, Expiry, Unpinned, owner_of, told
 from batchyard.broker.message import Document, Message
 from batchyard.broker.needs import Needs
 from batchyard.broker.puts import Puts
@@ -417,6 +417,25 @@ def test_a_put_of_a_person_who_was_killed_goes_after_a_day(world: World) -> None
     world.age(DAY_MS + 1)
     assert world.collector.round().objects == 1
     assert world.has(blob) == [False]
+
+
+@pytest.mark.parametrize("expire_s", [100, None])
+def test_an_attempt_with_more_objects_than_one_settle_has_keeps_all(world: World, expire_s: int | None) -> None:
+    job, redis = world.claimed(), world.yard.redis
+    puts, _ = world.puts(job)
+    names = [f"{n:064x}" for n in range(MOST_SETTLED + 3)]
+    for name in names:
+        puts.before(name, "mark")
+    world.expiry.keep(expire_s, puts.names[MOST_SETTLED:])
+    fields = told(expire_s, puts.names[:MOST_SETTLED])
+    assert world.yard.settle(job, State.SUCCEEDED, attempt(), fields, [], retention_s=1000)
+    assert redis.zcard(keys.BLOBS_UNTIL) == (0 if expire_s is None else len(names))
+    world.age(99_000)
+    assert world.expiry.due() == []
+    world.age(2_000)
+    assert sorted(world.expiry.due()) == ([] if expire_s is None else names[:MOST_SETTLED])
+    world.age(DAY_MS)
+    assert sorted(world.expiry.due()) == ([] if expire_s is None else names)
 
 
 # -- what waiting jobs need

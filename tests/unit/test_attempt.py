@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from batchyard.broker.config import single_machine
-from batchyard.broker.errors import EngineUnavailable, OutputError, StoreUnavailable
+from batchyard.broker.errors import BrokerUnavailable, EngineUnavailable, OutputError, StoreUnavailable
 from batchyard.broker.job import Job
 from batchyard.broker.record import Claimed
 from batchyard.broker.seal import KeyRing, Readable
@@ -292,6 +292,46 @@ def test_outputs_wait_for_a_store_that_is_away_and_say_so(tools: Tools, engine: 
     end = one.run()
     assert (end.outcome.fate, sorted(end.outputs)) == (Fate.SUCCEEDED, ["o0"])
     assert heard.said == ['waits to upload its outputs: output "o0": the store does not answer', ""]
+
+
+class Halting(Gated):
+    """Goes away in the middle of a put, each time further on."""
+
+    def __init__(self, *mib: int) -> None:
+        super().__init__()
+        self.gate.set()
+        self._mib = list(mib)
+
+    def put_if_absent(self, name: str, source: Readable, size: int) -> bool:
+        if self._mib:
+            io.BufferedReader(Whole(source)).read(self._mib.pop(0) << 20)
+            raise StoreUnavailable("it went away")
+        return super().put_if_absent(name, source, size)
+
+
+@pytest.mark.parametrize(("mib", "fate"), [((1, 2), Fate.SUCCEEDED), ((2, 1, 1), Fate.FAILED)])
+def test_patience_with_the_store_counts_from_when_it_last_took_something(
+    tools: Tools, engine: Flaky, monkeypatch: pytest.MonkeyPatch, mib: tuple[int, ...], fate: Fate
+) -> None:
+    monkeypatch.setattr(keeping, "UPLOAD_PATIENCE_S", 0.4)  # a refusal is tried again after 0.5 s
+    one, _, _ = uploader(tools, engine, Halting(*mib))
+    assert one.run().outcome.fate is fate
+
+
+def test_what_is_just_being_deleted_is_waited_for_as_a_store_that_is_away(
+    tools: Tools, engine: Flaky, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    going, away = StoreUnavailable("it is just being deleted"), BrokerUnavailable("Redis does not answer")
+    one = uploader(tools, engine, Gated())[0]
+    one._keeping._wait_to_put(going)
+    one._keeping._wait_to_put(away)
+    one.stop(Stop.CANCEL, "not wanted", grace_s=1, first_signal="SIGTERM")
+    one._keeping._wait_to_put(away)
+    with pytest.raises(StoreUnavailable):
+        one._keeping._wait_to_put(going)
+    monkeypatch.setattr(keeping, "GOING_PATIENCE_S", -1)
+    with pytest.raises(StoreUnavailable):
+        uploader(tools, engine, Gated())[0]._keeping._wait_to_put(going)
 
 
 def test_outputs_that_the_store_does_not_take_for_too_long_fail_the_job(
