@@ -112,7 +112,7 @@ class RemoteInputs:
         if wanted.digest is not None:
             for one in kinds:
                 if (path := self._copies.find(one, wanted.digest, owner)) is not None:
-                    return self._given(path, wanted, wanted.digest, one, owner)
+                    return self._given(path, wanted, wanted.digest, one, owner, stopped)
         name = name_of(resource_of(wanted.uri), wanted.secret, wanted.access, self._tenant)
         with self._alone(name, shown(wanted.uri), stopped):
             known = self._known.get(name)
@@ -128,14 +128,14 @@ class RemoteInputs:
             finally:
                 self._copies.unpin(look)
         unpacked = path.is_dir() and kind == "file"
-        return self._given(path, wanted, digest, "unpacked" if unpacked else kind, owner)
+        return self._given(path, wanted, digest, "unpacked" if unpacked else kind, owner, stopped)
 
-    def _given(self, path: Path, wanted: Wanted, digest: Digest, kind: CopyKind, owner: str) -> Path:
+    def _given(self, path: Path, wanted: Wanted, digest: Digest, kind: CopyKind, owner: str, stopped: Stopped) -> Path:
         """What a copy of this kind is for who wants it."""
         if kind == "unpacked":
             return path
         _check_size(path.stat().st_size, wanted=wanted)
-        return self._copies.unpack(digest, owner).path if wanted.unpack else path
+        return self._copies.unpack(digest, owner, stopped=stopped).path if wanted.unpack else path
 
     @contextmanager
     def _alone(self, name: str, what: str, stopped: Stopped) -> Iterator[None]:

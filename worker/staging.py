@@ -161,7 +161,7 @@ class _One:
                 digest, size = copy_hashed(opened, new.write, limit=archive.stat().st_size)
                 new.replace(landed, 0o444)
             copies.adopt("file", digest, landed, charge(size), self.owner)
-        return copies.unpack(digest, self.owner).path
+        return copies.unpack(digest, self.owner, stopped=self.stopped).path
 
     def _file(self, uri: str) -> Path:
         """A file or directory of the node, resolved under a root that the operator allows."""
