@@ -111,7 +111,7 @@ def test_a_job_of_plain_celery_reads_and_writes_the_durable_store(
     blobs.get(result["outputs"]["n"]["digest"], tmp_path / "out")
     assert (tmp_path / "out").read_text() == "12\n"
     assert {p for p in BUCKETS if any((stack.root / p).iterdir())} == BUCKETS
-    in_memory = memory.folder_of(stack.root / "node") / "file" / kept["digest"].removeprefix("sha256:")
+    in_memory = memory.folder_of(stack.root / "node") / "file" / ring(stack).name(kept["digest"])
     assert in_memory.read_text() == "twelve bytes"
     for name in BUCKETS:
         stored = [p for p in (stack.root / name).rglob("*") if p.is_file()]
