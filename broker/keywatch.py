@@ -95,13 +95,15 @@ class KeyWatch:
     def look(self) -> None:
         """Once: takes other keys if there are some, and tells the yard. Raises BrokerUnavailable."""
         self._follow()
-        if self._is_retired() and self._retired != self._ring.current:
-            self._retired = self._ring.current
-            log.error(
-                "key %s, under which this process seals, was retired: nobody else can open that; give it the keys as "
-                "they are now, or add that key again",
-                self._retired,
-            )
+        current = self._ring.current
+        if self._is_retired():
+            if self._retired != current:
+                log.error("key %s, under which this process seals, was retired: it seals nothing more", current)
+            self._retired = current
+            self._ring.retire(current)
+        elif self._retired == current:  # somebody has added it again
+            self._retired = ""
+            self._ring.retire("")
         told = Holder(name="", current=self._ring.current, ids=self._ring.ids, in_use=tuple(sorted(self._ring.in_use)),
                       seen=self._yard.now_s())  # fmt: skip
         self._yard.guard(lambda: self._yard.redis.hset(keys.KEY_HOLDERS, self._name, json.dumps(asdict(told))))

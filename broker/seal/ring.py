@@ -22,7 +22,7 @@ from weakref import WeakSet
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from ..errors import IntegrityError, InvalidConfig
+from ..errors import BrokerUnavailable, IntegrityError, InvalidConfig, StoreUnavailable
 from . import keyfile
 from .key import SECRET_BYTES, Keys, derive
 from .reading import Readable, read_full
@@ -43,12 +43,13 @@ class SealUnknown(IntegrityError):
 
 
 class _Held:
-    """The keys that are in use now, and the streams that are being sealed."""
+    """The keys that are in use now, the one that is not to be used any more, and the streams that are being sealed."""
 
-    __slots__ = ("guard", "keys", "sealings")
+    __slots__ = ("guard", "keys", "retired", "sealings")
 
     def __init__(self, keys: Keys) -> None:
         self.keys = keys
+        self.retired = ""
         self.guard = threading.Lock()
         self.sealings: WeakSet[Sealing] = WeakSet()
 
@@ -132,6 +133,22 @@ class KeyRing:
             raise InvalidConfig("the new keys are those of another yard: its names would not be found; restore the old")
         self._held.keys = keys
 
+    def retire(self, key_id: str) -> None:
+        """Nothing more is sealed under this key, which others do not have any more, until there is another current one:
+        who seals is told that the store or Redis is away, and waits.
+        """
+        self._held.retired = key_id
+
+    def _sealing(self, away: type[StoreUnavailable | BrokerUnavailable]) -> Keys:
+        """The keys, if something may be sealed under the current one."""
+        keys = self._keys
+        if keys.current == self._held.retired:
+            raise away(
+                f"key {keys.current}, under which this process seals, was retired: nobody else could open that; give "
+                "it the keys as they are now, or add that key again"
+            )
+        return keys
+
     @property
     def in_use(self) -> frozenset[str]:
         """The ids of the current key and of those under which streams are still being sealed."""
@@ -169,9 +186,13 @@ class KeyRing:
     def seal(self, data: bytes, about: bytes, *, lasting: bool = False) -> bytes:
         """Seal a small message. It opens only with the same `about`, such as the id of the job that it belongs to.
         lasting: under what a rotation does not change; only for what is no secret to those who once had a key.
+        BrokerUnavailable: see `retire`.
         """
-        keys = self._keys
-        key = keys.names if lasting else keys.keys[keys.current]
+        if lasting:
+            key = self._keys.names
+        else:
+            keys = self._sealing(BrokerUnavailable)
+            key = keys.keys[keys.current]
         salt, nonce = secrets.token_bytes(16), secrets.token_bytes(12)
         header = _MESSAGE.pack(MESSAGE_MAGIC, _MESSAGE_VERSION, bytes.fromhex(key.id), salt, nonce)
         cipher = AESGCM(hmac.digest(key.messages, salt, "sha256"))
@@ -223,13 +244,14 @@ class KeyRing:
 
         `reader` stands at the first byte. Reading raises IntegrityError if the bytes are not those of the digest, or
         not those that `witness` saw when the digest was found, which costs a twentieth of hashing them again.
+        StoreUnavailable: see `retire`.
         """
         if witness is not None and chunk_bytes != CHUNK_BYTES:
             raise ValueError(f"chunk_bytes = {chunk_bytes}: a witness sees chunks of {CHUNK_BYTES}")
         name, object_key = self.name(digest), secrets.token_bytes(SECRET_BYTES)
         bare = StreamHead(size=size, prefix=secrets.token_bytes(7), chunk_bytes=chunk_bytes)
         with self._held.guard:  # so that `in_use` misses none that begins under a key that was current just now
-            keys = self._keys
+            keys = self._sealing(StoreUnavailable)
             head = bare.wrapped_under(keys.keys[keys.current], object_key, digest, name)
             sealing = Sealing(reader, digest, name, head, object_key, witness)
             self._held.sealings.add(sealing)

@@ -18,7 +18,7 @@ from batchyard.broker.cli import run
 from batchyard.broker.client import Client
 from batchyard.broker.config import single_machine
 from batchyard.broker.deadletters import DeadLetters, seal
-from batchyard.broker.errors import InvalidConfig, NotEnded, NotFound
+from batchyard.broker.errors import BrokerUnavailable, InvalidConfig, NotEnded, NotFound, StoreUnavailable
 from batchyard.broker.keysource import KeyCommand, KeyFile, KeySource, KeyText, load_ring
 from batchyard.broker.keywatch import KeyWatch, holder_name, holders, watching
 from batchyard.broker.resealing import reseal
@@ -215,6 +215,25 @@ def test_who_was_away_during_a_rotation_and_a_retirement_asks_for_other_keys_or_
         keeps.look()
     [said] = caplog.messages
     assert f"key {old}, under which this process seals, was retired" in said
+
+
+def test_who_has_a_retired_key_only_seals_nothing_until_it_has_another_one(
+    yard: Yard, key_file: Path, store: Path
+) -> None:
+    old = yard.ring.current
+    other = Yard(yard.url, KeyRing.load(key_file))
+    watch, blobs = KeyWatch(other, other.ring, None, "node b"), BlobStore(DirectoryStore(store), other.ring.of("alice"))
+    before = blobs.put_bytes(b"before")
+    yard.redis.hset(keys.KEY_STATE, f"retired:{old}", 1)
+    watch.look()
+    with pytest.raises(StoreUnavailable, match=f"key {old}, under which this process seals, was retired"):
+        blobs.put_bytes(b"after")
+    with pytest.raises(BrokerUnavailable, match="was retired"):
+        other.ring.seal(b"job", b"id")
+    assert blobs.read_bytes(before.digest, 10) == b"before"
+    other.ring.renew(keyfile.found(key_file).rotated())
+    watch.look()
+    assert blobs.read_bytes(blobs.put_bytes(b"after").digest, 10) == b"after"
 
 
 def test_who_puts_is_a_holder_of_keys_meanwhile(yard: Yard, key_file: Path, store: Path, tmp_path: Path) -> None:
