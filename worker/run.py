@@ -84,7 +84,6 @@ class Run:
 
         on_exit: called once, when its container runs no more, which may be long before.
         """
-
         self._on_exit = on_exit
         try:
             self._tools.reporter.received(self.view)
