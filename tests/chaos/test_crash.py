@@ -297,6 +297,7 @@ def _run(canvas: Canvas, place: Place, server: RedisServer, rnd: random.Random, 
             if time.monotonic() - began > TIMEOUT_S:
                 pytest.fail(f"{canvas.name}, {place.fault}: after {TIMEOUT_S:g} s {open_}; {_story(place)}")
             time.sleep(0.02)
+    server.start()  # a member that had nothing more to do may have killed it since the last look
     _check(client, canvas, place, last)
 
 
