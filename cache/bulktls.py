@@ -14,7 +14,7 @@ from urllib3.util.ssltransport import SSLTransport
 
 from batchyard.broker.errors import InvalidConfig
 
-_AT_ONCE_BYTES = 1 << 18
+_AT_ONCE_BYTES = 1 << 19
 
 
 class BulkTls(SSLTransport):
@@ -29,12 +29,13 @@ class BulkTls(SSLTransport):
     def recv_into(self, buffer: bytearray | memoryview, nbytes: int | None = None, flags: int = 0) -> int:
         """As much as is here, at least a byte unless the server has ended."""
         view, done = memoryview(buffer)[:nbytes], 0
-        while done < len(view):
+        size, read = len(view), self.sslobj.read
+        while done < size:
             try:
-                count = self.sslobj.read(len(view) - done, view[done:])
+                count: Any = read(size - done, view[done:])  # a number, where a buffer is given
                 if not count:
                     break
-                done += int(count)
+                done += count
             except ssl.SSLWantReadError:
                 if done:
                     break

@@ -45,6 +45,13 @@ class NewFile:
             while piece:
                 piece = piece[os.write(self._fd, piece) :]
 
+    def write_at(self, at: int, piece: memoryview) -> None:
+        """At this offset, wherever writing has come to."""
+        with local_disk(self._temporary.parent):
+            while piece:
+                count = os.pwrite(self._fd, piece, at)
+                piece, at = piece[count:], at + count
+
     def sync(self) -> None:
         with local_disk(self._temporary.parent):
             os.fsync(self._fd)

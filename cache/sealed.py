@@ -238,11 +238,14 @@ class BlobStore:
                 )
             path = sink_path if isinstance(sink_path, Path) else sink_path(opening.size)
             done = 0
+
+            def on_piece(count: int) -> None:
+                nonlocal done
+                done += count
+                told.tell(max(0, done - told.told))  # from another copy, what was told already is not told again
+
             with new_file(path.parent) as new:
-                for piece in opening.chunks():
-                    done += len(piece)
-                    new.write(piece)
-                    told.tell(max(0, done - told.told))  # from another copy, what was told already is not told again
+                opening.pour(new.write_at, on_piece)
                 new.replace(path, mode)
             self.counters.add(fetches=1, plain_bytes_out=opening.size)
 

@@ -19,15 +19,16 @@ import hmac
 import io
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESSIV
 
 from ..errors import IntegrityError
-from ..sidehash import AHEAD, SideHash
+from ..sidehash import SideHash
 from .key import SECRET_BYTES, Key
 from .reading import Readable, read_full
 from .witness import Witness
@@ -45,6 +46,10 @@ _NONCE_TAIL = struct.Struct(">IB")
 HEADER_BYTES = _FIXED.size + _WRAP.size + _CRC.size
 _CHUNK_LOG2 = range(6, 25)  # 64 bytes (tests) to 16 MiB: bounds what a forged header can make us allocate
 _MOST_CHUNKS = 1 << 32
+_POURED_AHEAD, _LATE = 12, 4
+"""Chunks. Where threads are more than cores each waits for its turn, some milliseconds at a time: 3 chunks are not
+enough then. The thread that hashes and pours is late when so many wait for it.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -131,15 +136,20 @@ class _Chunked(io.RawIOBase):
         self._cipher = AESGCM(object_key)
         self._hash = SideHash()
         self._index = 0
-        largest = head.plain_bytes(0)
-        # in turn: some are hashed while the next is filled
-        self._plains = [memoryview(bytearray(largest)) for _ in range(min(AHEAD + 1, head.chunk_count))]
-        self._sealed = memoryview(bytearray(largest + _TAG_BYTES))
+        self._plains: list[memoryview] = []
+        self._sealed = memoryview(bytearray(head.plain_bytes(0) + _TAG_BYTES))
         self._about = head.fixed + bytes.fromhex(name)
         self._pending: memoryview = memoryview(b"")
 
     def _next_chunk(self) -> memoryview:
         raise NotImplementedError
+
+    def _plain(self) -> memoryview:
+        """Where the plaintext of this chunk goes. In turn: some are hashed while the next is filled."""
+        slot = self._index % (self._hash.ahead + 1)
+        while slot >= len(self._plains):
+            self._plains.append(memoryview(bytearray(self._head.plain_bytes(0))))
+        return self._plains[slot][: self._head.plain_bytes(self._index)]
 
     def _at_end(self) -> bool:
         return read_full(self._reader, memoryview(bytearray(1))) == 0
@@ -220,7 +230,7 @@ class Sealing(_Chunked):
         return sealed
 
     def _seal_into(self, sealed: memoryview) -> None:
-        plain = self._plains[self._index % len(self._plains)][: len(sealed) - _TAG_BYTES]
+        plain = self._plain()
         if read_full(self._reader, plain) < len(plain):
             raise IntegrityError(f"the bytes of {self.digest} became fewer while they were read")
         if not self._is_as_seen(plain):
@@ -248,20 +258,51 @@ class Opening(_Chunked):
         super().__init__(reader, digest, name, head, object_key)
         self.size = head.size
         self.failure: IntegrityError | None = None
+        self._sink: Callable[[int, memoryview], None] | None = None
         self._pending = self._next_chunk()
+
+    def pour(self, sink: Callable[[int, memoryview], None], told: Callable[[int], None]) -> None:
+        """Give what is left to `sink`, in pieces with the offset of each, from this thread and another, in any order.
+        Only once this has returned is all of it authentic; once it has ended in any way, `sink` is called no more.
+        Raises what `sink` does.
+
+        told: hears in this thread of how many bytes each piece was.
+        """
+        first, self._pending = self._pending, memoryview(b"")
+        self._sink, self._hash.ahead = sink, _POURED_AHEAD
+        try:
+            sink(min(self._index * self._head.chunk_bytes, self.size) - len(first), first)
+            told(len(first))
+            while self._index < self._head.chunk_count:
+                told(len(self._next_chunk()))
+        finally:
+            self._hash.rest()
+            self._sink = None
+
+    def _pass_on(self, plain: memoryview) -> None:
+        """To be hashed, and poured where that is wanted."""
+        if self._sink is None:
+            self._hash.update(plain)
+            return
+        at = self._index * self._head.chunk_bytes
+        if self._hash.waiting < _LATE:
+            self._hash.update(plain, partial(self._sink, at))
+        else:
+            self._hash.update(plain)
+            self._sink(at, plain)
 
     def _next_chunk(self) -> memoryview:
         if self.failure is not None:
             raise self.failure
-        count = self._head.plain_bytes(self._index)
-        plain, sealed = self._plains[self._index % len(self._plains)][:count], self._sealed[: count + _TAG_BYTES]
+        plain = self._plain()
+        sealed = self._sealed[: len(plain) + _TAG_BYTES]
         if read_full(self._reader, sealed) < len(sealed):
             raise self._failed(f"blob {self.digest} is cut short in chunk {self._index}")
         try:
             self._cipher.decrypt_into(self._head.nonce(self._index), sealed, self._about, plain)
         except InvalidTag:
             raise self._failed(f"blob {self.digest} does not open at chunk {self._index}") from None
-        self._hash.update(plain)
+        self._pass_on(plain)
         if self._index == self._head.chunk_count - 1:
             if not self._at_end():
                 raise self._failed(f"blob {self.digest} has bytes after its end")

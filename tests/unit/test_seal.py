@@ -6,6 +6,7 @@ import json
 import os
 import re
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -359,3 +360,51 @@ def test_a_witness_sees_whole_chunks_in_order() -> None:
         witness.see(memoryview(bytes(CHUNK_BYTES + 1)))
     with pytest.raises(ValueError, match="a witness sees chunks of"):
         KeyRing.new().seal_stream(io.BytesIO(), "sha256:" + "a" * 64, 0, chunk_bytes=64, witness=witness)
+
+
+def test_a_stream_is_poured_to_offsets_by_two_threads_where_one_is_late() -> None:
+    ring, data = KeyRing.new(), os.urandom(30 * CHUNK_BYTES + 5)
+    opening = ring.opening(io.BytesIO(sealed(ring, data, chunk_bytes=CHUNK_BYTES)), digest_of(data))
+    got, threads, told = bytearray(len(data)), set[int](), list[int]()
+
+    def sink(at: int, piece: memoryview) -> None:
+        if threading.get_ident() != threading.main_thread().ident:
+            time.sleep(0.005)
+        threads.add(threading.get_ident())
+        got[at : at + len(piece)] = piece
+
+    opening.pour(sink, told.append)
+    assert got == data
+    assert len(threads) >= 2
+    assert sum(told) == len(data)
+
+
+@pytest.mark.parametrize("calls", [1, 2, 9, 20])
+def test_a_sink_that_fails_ends_the_pouring_and_is_called_no_more(calls: int) -> None:
+    ring, data = KeyRing.new(), os.urandom(30 * CHUNK_BYTES)
+    opening = ring.opening(io.BytesIO(sealed(ring, data, chunk_bytes=CHUNK_BYTES)), digest_of(data))
+    called = list[int]()
+
+    def sink(at: int, _: memoryview) -> None:
+        called.append(at)
+        if len(called) == calls:
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        opening.pour(sink, lambda _: None)
+    count = len(called)
+    time.sleep(0.05)
+    assert count == len(called) < 31
+    assert opening.failure is None
+
+
+def test_what_does_not_open_ends_the_pouring_and_the_sink_is_called_no_more() -> None:
+    ring, data = KeyRing.new(), os.urandom(9 * CHUNK_BYTES)
+    stream = bytearray(sealed(ring, data, chunk_bytes=CHUNK_BYTES))
+    stream[HEADER_BYTES + 5 * CHUNK_BYTES + 5 * 16 + 7] ^= 1
+    opening = ring.opening(io.BytesIO(stream), digest_of(data))
+    called = list[int]()
+    with pytest.raises(IntegrityError, match="chunk 5"):
+        opening.pour(lambda at, _: called.append(at), lambda _: None)
+    time.sleep(0.02)
+    assert set(called) <= {n * CHUNK_BYTES for n in range(5)}

@@ -43,7 +43,7 @@ def damage(store: MemoryStore, name: str, at: int = -1) -> None:
     store.put_if_absent(name, io.BytesIO(data), len(data))
 
 
-@pytest.mark.parametrize("size", [0, 1, 1 << 20, 2_500_000])
+@pytest.mark.parametrize("size", [0, 1, 1 << 20, 2_500_000, 20 << 20])
 def test_a_file_comes_back_whole_and_read_only(blobs: BlobStore, tmp_path: Path, size: int) -> None:
     data = os.urandom(size)
     (tmp_path / "in").write_bytes(data)

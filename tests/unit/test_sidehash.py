@@ -77,3 +77,43 @@ def test_a_task_that_a_pool_kept_without_a_thread_for_it_is_void(monkeypatch: py
     assert found._busy
     right()
     assert found.hexdigest() == hashlib.sha256(data).hexdigest()
+
+
+def test_a_sink_gets_each_piece_in_order() -> None:
+    found, got = SideHash(), list[bytes]()
+    pieces = [os.urandom(size) for size in (1 << 20, 1 << 20, 10, 1 << 20)]
+    for piece in pieces:
+        found.update(memoryview(piece), lambda view: got.append(bytes(view)))
+    assert found.hexdigest() == hashlib.sha256(b"".join(pieces)).hexdigest()
+    assert got == pieces
+
+
+@pytest.mark.parametrize("size", [10, 1 << 20])
+def test_what_a_sink_raises_reaches_the_thread_that_moves_the_bytes(size: int) -> None:
+    found, got = SideHash(), list[int]()
+
+    def sink(view: memoryview) -> None:
+        got.append(len(view))
+        raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        for _ in range(9):
+            found.update(memoryview(bytes(size)), sink)
+        found.hexdigest()
+    assert got == [size]
+    found.rest()
+
+
+def test_no_sink_is_at_work_after_a_rest() -> None:
+    found, got, go_on = SideHash(), list[int](), threading.Event()
+
+    def sink(view: memoryview) -> None:
+        go_on.wait(10)
+        got.append(len(view))
+
+    for _ in range(AHEAD):
+        found.update(memoryview(bytes(1 << 20)), sink)
+    threading.Timer(0.1, go_on.set).start()
+    found.rest()
+    found.hexdigest()
+    assert len(got) == 1
