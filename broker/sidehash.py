@@ -18,8 +18,8 @@ Sink: TypeAlias = Callable[[memoryview], None]
 
 
 class SideHash:
-    """sha256 of a stream, in another thread while this one moves bytes. `ahead`: pieces that may be on their way at
-    once. A piece that `update` is given must stay as it is until `ahead` more were given.
+    """sha256 of a stream, in another thread while this one moves bytes. `ahead`: pieces that may be on the way at once.
+    A piece that `update` is given must stay as it is until `ahead` more were given, or `on_the_way` tells.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class SideHash:
     def update(self, piece: memoryview, sink: Sink | None = None) -> None:
         """sink: gets the piece when it is hashed. What a sink raised for an earlier piece is raised here."""
         with self._changed:
-            self._changed.wait_for(lambda: len(self._waiting) + self._busy < self.ahead)
+            self._changed.wait_for(lambda: self.on_the_way < self.ahead)
             self._check()
             idle = not self._busy
             if idle and len(piece) < _SIDE_BYTES:
@@ -50,9 +50,9 @@ class SideHash:
                 self._work(ticket)
 
     @property
-    def waiting(self) -> int:
-        """Pieces that nobody has begun with."""
-        return len(self._waiting)
+    def on_the_way(self) -> int:
+        """At most so many of the last pieces are still needed."""
+        return len(self._waiting) + self._busy
 
     def _take(self, piece: memoryview, sink: Sink | None) -> None:
         self._hash.update(piece)

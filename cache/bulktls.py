@@ -14,7 +14,7 @@ from urllib3.util.ssltransport import SSLTransport
 
 from batchyard.broker.errors import InvalidConfig
 
-_AT_ONCE_BYTES = 1 << 19
+_AT_ONCE_BYTES = 1 << 18
 
 
 class BulkTls(SSLTransport):

@@ -19,6 +19,7 @@ import hmac
 import io
 import struct
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -48,7 +49,7 @@ _CHUNK_LOG2 = range(6, 25)  # 64 bytes (tests) to 16 MiB: bounds what a forged h
 _MOST_CHUNKS = 1 << 32
 _POURED_AHEAD, _LATE = 12, 4
 """Chunks. Where threads are more than cores each waits for its turn, some milliseconds at a time: 3 chunks are not
-enough then. The thread that hashes and pours is late when so many wait for it.
+enough then. The thread that hashes and pours is late when more than so many are on the way to it.
 """
 
 
@@ -136,7 +137,7 @@ class _Chunked(io.RawIOBase):
         self._cipher = AESGCM(object_key)
         self._hash = SideHash()
         self._index = 0
-        self._plains: list[memoryview] = []
+        self._plains: deque[memoryview] = deque()
         self._sealed = memoryview(bytearray(head.plain_bytes(0) + _TAG_BYTES))
         self._about = head.fixed + bytes.fromhex(name)
         self._pending: memoryview = memoryview(b"")
@@ -145,11 +146,11 @@ class _Chunked(io.RawIOBase):
         raise NotImplementedError
 
     def _plain(self) -> memoryview:
-        """Where the plaintext of this chunk goes. In turn: some are hashed while the next is filled."""
-        slot = self._index % (self._hash.ahead + 1)
-        while slot >= len(self._plains):
-            self._plains.append(memoryview(bytearray(self._head.plain_bytes(0))))
-        return self._plains[slot][: self._head.plain_bytes(self._index)]
+        """Where the plaintext of this chunk goes: the room of the chunk that is longest done, or one more."""
+        done = len(self._plains) > self._hash.on_the_way
+        room = self._plains.popleft() if done else memoryview(bytearray(self._head.plain_bytes(0)))
+        self._plains.append(room)
+        return room[: self._head.plain_bytes(self._index)]
 
     def _at_end(self) -> bool:
         return read_full(self._reader, memoryview(bytearray(1))) == 0
@@ -285,7 +286,7 @@ class Opening(_Chunked):
             self._hash.update(plain)
             return
         at = self._index * self._head.chunk_bytes
-        if self._hash.waiting < _LATE:
+        if self._hash.on_the_way <= _LATE:
             self._hash.update(plain, partial(self._sink, at))
         else:
             self._hash.update(plain)

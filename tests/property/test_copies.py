@@ -136,7 +136,7 @@ class Copies(RuleBasedStateMachine):
         """At one of the calls that change the disk; what runs then to tidy up does not run."""
         left = [after]
         with pytest.MonkeyPatch.context() as patch:
-            for name in ("rename", "replace", "write", "unlink", "mkdir", "rmdir", "chmod", "fchmod"):
+            for name in ("rename", "replace", "write", "pwrite", "unlink", "mkdir", "rmdir", "chmod", "fchmod"):
                 patch.setattr(os, name, dying(getattr(os, name), left))
             with suppress(Killed, DiskFull):
                 self.copies.stage(self.wanted[number][0], owner)

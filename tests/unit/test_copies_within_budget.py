@@ -136,14 +136,14 @@ def test_memory_is_filled_first_then_scratch_and_then_the_older_goes(node: Node,
 def test_a_memory_that_others_have_filled_is_left_out(
     node: Node, blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = os.write
+    pwrite = os.pwrite
 
-    def full(fd: int, data: memoryview) -> int:
+    def full(fd: int, data: memoryview, at: int) -> int:
         if "/memory/" in os.readlink(f"/proc/self/fd/{fd}"):
             raise OSError(28, "No space left on device")
-        return write(fd, data)
+        return pwrite(fd, data, at)
 
-    monkeypatch.setattr(os, "write", full)
+    monkeypatch.setattr(os, "pwrite", full)
     copies = node.start(100, memory_blocks=100)
     assert copies.stage(blob(blobs, 1), "job").path.is_relative_to(node.top / "scratch")
     assert node.there("memory") == 0
@@ -156,14 +156,14 @@ def test_a_disk_that_others_have_filled_is_helped_by_evicting(
     one, two = blob(blobs, 1), blob(blobs, 2)
     copies = node.start(100)
     in_turn(copies, one)
-    write = os.write
+    pwrite = os.pwrite
 
-    def full(fd: int, data: memoryview) -> int:
+    def full(fd: int, data: memoryview, at: int) -> int:
         if node.there() > 1:  # the first copy, and the one being made
             raise OSError(28, "No space left on device")
-        return write(fd, data)
+        return pwrite(fd, data, at)
 
-    monkeypatch.setattr(os, "write", full)
+    monkeypatch.setattr(os, "pwrite", full)
     assert copies.stage(two, "job").path.exists()
     assert not is_here(copies, one)
 

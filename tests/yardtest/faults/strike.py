@@ -21,9 +21,10 @@ from batchyard.cache.index import Index
 from batchyard.cache.s3call import Calls
 
 Kind = Literal["none", "full", "broken", "died", "killed"]
-_CHANGES = ("open", "write", "rename", "replace", "link", "symlink", "unlink", "rmdir", "mkdir", "chmod", "fchmod",
+_WRITES = ("write", "pwrite")
+_CHANGES = ("open", *_WRITES, "rename", "replace", "link", "symlink", "unlink", "rmdir", "mkdir", "chmod", "fchmod",
             "fsync")  # fmt: skip
-_TAKES_ROOM = {"open", "write", "link", "symlink", "mkdir", "fsync"}
+_TAKES_ROOM = {"open", *_WRITES, "link", "symlink", "mkdir", "fsync"}
 _JOIN_S = 10.0
 
 
@@ -87,8 +88,8 @@ class Steps:
     ) -> Any:
         kind = self._strike.kind
         if kind in ("died", "killed"):
-            if first and name == "write":
-                real(args[0], args[1][: len(args[1]) // 2])
+            if first and name in _WRITES:
+                _half(real, *args)
             if first and name == "request" and number % 2:
                 whole()  # it is done, and nobody hears of it
             if kind == "killed":
@@ -100,9 +101,14 @@ class Steps:
             raise urllib3.exceptions.ProtocolError("struck")
         if name == "request" or (kind == "full" and name not in _TAKES_ROOM):
             return whole()
-        if first and name == "write" and len(args[1]) > 1:
-            return real(args[0], args[1][: len(args[1]) // 2])
+        if first and name in _WRITES and len(args[1]) > 1:
+            return _half(real, *args)
         raise OSError(errno.ENOSPC if kind == "full" else errno.EIO, "struck")
+
+
+def _half(real: Callable[..., Any], fd: int, data: Any, *at: int) -> Any:
+    """What a write has done that was cut short."""
+    return real(fd, data[: len(data) // 2], *at)
 
 
 def _is_step(name: str, args: Any) -> bool:
