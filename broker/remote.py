@@ -61,12 +61,15 @@ class RevokeEar:
     """A node of Celery's mailbox that stores revokes. Runs in a thread of its own until stopped."""
 
     def __init__(self, yard: Yard) -> None:
-        self._yard, self._stop = yard, threading.Event()
+        self._yard, self._stop, self._acting = yard, threading.Event(), threading.Lock()
         self._app = celery_app(yard.url)
         self.name = f"controller@{socket.gethostname()}"
 
     def stop(self) -> None:
+        """What it was told before is done, and it does nothing more; `run` may take half a second to return."""
         self._stop.set()
+        with self._acting:
+            pass
 
     def run(self) -> None:
         """Returns after stop()."""
@@ -88,7 +91,9 @@ class RevokeEar:
 
             def heard(body: Any, message: Any) -> None:
                 try:
-                    node.handle_message(body, message)
+                    with self._acting:
+                        if not self._stop.is_set():
+                            node.handle_message(body, message)
                 except Exception:  # anybody may send anything, and nobody repeats what is missed meanwhile
                     log.exception("remote control goes on after an error")
 

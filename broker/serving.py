@@ -63,10 +63,9 @@ def serve_controller(
     watch = watching(yard, yard.ring, as_source(key_source), holder_name("controller of"))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    parts = (working, ear, delivery)
-    threads = [threading.Thread(target=run, args=(part.run,), daemon=True) for part in parts]
+    parts = {part: threading.Thread(target=run, args=(part.run,), daemon=True) for part in (working, ear, delivery)}
     with watch:
-        for thread in threads:
+        for thread in parts.values():
             thread.start()
         if _up(yard, working, stop):
             on_ready("controller" if working.working.is_set() else "controller, standing by for the one that works")
@@ -74,8 +73,8 @@ def serve_controller(
             pass  # a signal that another thread was given is handled when the main thread wakes
         for part in parts:
             part.stop()
-        for thread in threads:
-            thread.join(_STOP_S)
+        for part in (working, delivery):
+            parts[part].join(_STOP_S)
     return 1 if broken.is_set() else 0
 
 

@@ -7,6 +7,7 @@ pops no task queue at all.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import time
@@ -26,6 +27,7 @@ from .node import Node
 
 log = logging.getLogger(__name__)
 _StartStopStep: Any = bootsteps.StartStopStep  # its stub says that info() gives nothing
+_PIPE_BYTES = 1 << 16
 KILL_S = 2.0  # from SIGTERM to SIGKILL when a drain's grace is over
 
 
@@ -40,6 +42,8 @@ class NodeStep(_StartStopStep):  # type: ignore[misc]
 
     def start(self, parent: Any) -> None:
         """Main thread, before the broker connection exists."""
+        self._signals, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
         self.node.start()
         threading.Thread(target=self._announce, daemon=True).start()
 
@@ -55,6 +59,7 @@ class NodeStep(_StartStopStep):  # type: ignore[misc]
     def register_with_event_loop(self, worker: Any, hub: Any) -> None:
         """Main thread, after every (re)connect."""
         self.node.tools.reporter.connected(worker.consumer)
+        hub.add_reader(self._signals, os.read, self._signals, _PIPE_BYTES)  # else a SIGTERM waits for the hub's timer
         hub.call_soon(self.node.tools.reporter.flush)
 
     def info(self, obj: Any) -> dict[str, Any]:

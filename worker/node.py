@@ -163,6 +163,7 @@ class Node:
                 continue
             finally:
                 self._claiming = False
+                self._wake_drain()
             if not more:
                 self._wake.wait(LOOK_S)
                 self._wake.clear()
@@ -326,6 +327,12 @@ class Node:
             self._litter.set()
         with self._lock:
             self._cleaning -= 1
+        self._wake_drain()
+
+    def _wake_drain(self) -> None:
+        """Whoever waits for an empty node looks again."""
+        if self._closing.is_set():
+            self.tools.reporter.wake()
 
     def _exited(self, run: Run, slot: Slot) -> None:
         """Its container runs no more: but for its disk, what it had is for others while its outputs are uploaded."""

@@ -150,6 +150,10 @@ class Reporter:
 
     def _add(self, move: Callable[[Any], object] | None, view: TaskView, event: str, **fields: Any) -> None:
         self._waiting.append((move, view, event, {**fields, "timestamp": time.time()}))
+        self.wake()
+
+    def wake(self) -> None:
+        """The hub's thread comes out of its wait."""
         if self._consumer is not None:
             self._consumer.call_soon(self.flush)
 
