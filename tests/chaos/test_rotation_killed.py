@@ -184,7 +184,7 @@ def until_done(place: Place, what: str, dice: random.Random, *, kills: int, step
     ("kind", "count", "kills"),
     [
         ("directory", 300, 3),
-        ("minio", 60, 1),
+        pytest.param("minio", 60, 1, marks=pytest.mark.full),
         pytest.param("directory", 10_000, 25, marks=pytest.mark.full),
         pytest.param("minio", 1_000, 12, marks=pytest.mark.full),
     ],

@@ -173,7 +173,9 @@ def test_a_store_that_is_full_fails_the_job_and_keeps_nothing_half(
 # -- rotten
 
 
-@pytest.mark.parametrize("size", [1_000, 3_000_000, 20_000_000])
+@pytest.mark.parametrize(
+    "size", [3_000_000, *(pytest.param(size, marks=pytest.mark.full) for size in (1_000, 20_000_000))]
+)
 def test_an_input_that_rots_in_the_store_fails_the_job_and_a_new_put_repairs_it(
     yard: TestYard, server: S3Server, nodes: None, tmp_path: Path, size: int
 ) -> None:
