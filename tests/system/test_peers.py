@@ -196,7 +196,13 @@ def test_a_node_with_the_near_store_of_another_is_refused(
     assert refused.end() != 0
 
 
-def test_people_see_what_nodes_gave_each_other(yard: TestYard) -> None:
+def test_people_see_what_nodes_gave_each_other(yard: TestYard, blobs: BlobStore) -> None:
+    digest = blobs.put_bytes(os.urandom(4 * MIB)).digest
+    assert yard.send("true", queue="other", inputs={"/in/x": digest}).get(timeout=60)["exit_code"] == 0
+    until(lambda: yard.redis.zscore(keys.holders(yard.ring.name(digest)), "b"), "b tells that it has it")
+    given = facts(yard, "a")["peer_bytes"]
+    assert yard.send("true", queue="tiny", inputs={"/in/x": digest}).get(timeout=60)["exit_code"] == 0
+    until(lambda: facts(yard, "a")["peer_bytes"] > given, "a tells that it has it from b")
     ran = subprocess.run(
         [sys.executable, "-m", "batchyard.broker.cli", "nodes", "--broker", yard.url, "--key-file", str(yard.key_file)],
         capture_output=True, text=True, check=True, timeout=60,

@@ -83,8 +83,8 @@ def _handler(site: Website) -> type[BaseHTTPRequestHandler]:
                 if value:
                     self.send_header(name, value)
             self.end_headers()
+            site.bytes_sent += len(page.body)  # before anybody has them
             self.wfile.write(page.body)
-            site.bytes_sent += len(page.body)
             if page.length is not None:
                 self.close_connection = True
 
