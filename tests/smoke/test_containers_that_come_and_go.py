@@ -71,6 +71,7 @@ def test_our_node_and_a_stock_worker_share_one_redis_and_one_chain(
     assert {name.partition("@")[0] for name in workers} == {"a", "stock"}
 
 
+@pytest.mark.full
 def test_a_node_that_is_killed_takes_up_its_job_when_it_comes_back(celery_setup: Setup, job: Job, place: Place) -> None:
     sent = job("sleep 4; echo through").apply_async()
     before = running(sent)
@@ -115,6 +116,7 @@ def test_a_node_that_is_told_to_go_gives_its_job_to_another(
     assert list(place.yard.nodes()) == [other]
 
 
+@pytest.mark.full
 def test_jobs_go_on_over_a_restart_of_redis(celery_setup: Setup, job: Job, place: Place) -> None:
     sent = [job("sleep 3").apply_async() for _ in range(12)]
     running(sent[0])
