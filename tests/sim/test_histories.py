@@ -77,12 +77,12 @@ def test_any_history_goes_as_the_model_says_and_leaves_nothing_behind(own_redis:
 
 @pytest.mark.timeout(600)
 def test_any_history_of_arrays_goes_as_the_model_says(own_redis: RedisServer) -> None:
-    run(own_redis, ArrayHistories, histories=40, steps=30)
+    run(own_redis, ArrayHistories, histories=25, steps=30)
 
 
 @pytest.mark.timeout(600)
 def test_any_history_in_coarse_classes_gives_nodes_all_that_fits(own_redis: RedisServer) -> None:
-    run(own_redis, CoarseHistories, histories=30, steps=30)
+    run(own_redis, CoarseHistories, histories=20, steps=30)
 
 
 @pytest.mark.full

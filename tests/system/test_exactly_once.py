@@ -81,7 +81,7 @@ def under_kills(yard: TestYard, counter: LineCounter, jobs: int, *, every_s: flo
 
 
 def test_every_short_job_runs_once_under_kill_9_of_nodes(patient: TestYard, counted: LineCounter) -> None:
-    assert under_kills(patient, counted, 150, every_s=5, timeout_s=110) >= 2
+    assert under_kills(patient, counted, 100, every_s=4, timeout_s=110) >= 2
 
 
 @pytest.mark.full

@@ -174,6 +174,7 @@ def test_a_node_killed_while_it_uploads_goes_on_where_it_was(yard: TestYard, slo
         slow.server.access().client()._abort_multipart_upload(BUCKET, upload.object_name, upload.upload_id)
 
 
+@pytest.mark.full
 def test_a_node_that_drains_waits_for_uploads(yard: TestYard, slow: Slow) -> None:
     yard.forget_node("a")
     yard.start_node("patient", store=slow.spec, vcpus=1, grace_s=60)
