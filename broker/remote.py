@@ -19,6 +19,7 @@ from .errors import BatchyardError
 from .store import Yard
 
 log = logging.getLogger(__name__)
+_STOP_S = 5.0
 
 
 def celery_app(url: str) -> Celery:
@@ -66,10 +67,12 @@ class RevokeEar:
         self.name = f"controller@{socket.gethostname()}"
 
     def stop(self) -> None:
-        """What it was told before is done, and it does nothing more; `run` may take half a second to return."""
+        """What it was told before is done, if that takes no longer than `_STOP_S`, and it does nothing more; `run` may
+        take half a second more to return.
+        """
         self._stop.set()
-        with self._acting:
-            pass
+        if self._acting.acquire(timeout=_STOP_S):
+            self._acting.release()
 
     def run(self) -> None:
         """Returns after stop()."""
