@@ -19,13 +19,13 @@ import redis
 from celery.exceptions import CeleryError
 from kombu.exceptions import KombuError, OperationalError
 
-from . import keys
+from . import arrival, keys
 from .arrays import index_of, parent_of
+from .arrival import PATIENCE_S, check_known
 from .blobs import Blobs, LazyBlobs, OnBytes
 from .consumables import Consumables, unmet
 from .deadletters import DeadLetters
 from .definitions import Definitions, Known, expand
-from .dependencies import check_known
 from .endpoints import Endpoints, default_state
 from .errors import BlobMissing, BrokerUnavailable, InvalidConfig, InvalidJob, NotFound
 from .events import Events
@@ -201,9 +201,12 @@ class Client:
             raise InvalidJob(f"consumables.{wrong[0]}", job.consumables[wrong[0]], wrong[1])
         check_known(self.yard, config.by_priority(), [on.job_id for on in job.depends_on], self._sent)
 
-    def status(self, job_id: str) -> Record:
-        """Raises NotFound."""
-        return self.yard.record(job_id)
+    def status(self, job_id: str, *, patience_s: float = PATIENCE_S) -> Record:
+        """Of one that was sent a moment ago, as soon as it is taken in; patience_s is how long that may take.
+
+        Raises NotFound.
+        """
+        return arrival.record(self.yard, job_id, patience_s=patience_s)
 
     def members(self, record: Record) -> builtins.list[Record]:
         """The nodes of a job of several, by index; their ids are `<job id>#<index>`. None before it was placed."""

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from .arrays import parent_of
 from .errors import InvalidJob
 from .fields import OrText
 
 if TYPE_CHECKING:
-    from .store import Incoming, Yard
+    from .store import Incoming
 
 MOST = 20
-_TAKEN_IN_S = 2.0
 JobId = Annotated[str, Field(pattern=r"^[^\s\x00|]+$", max_length=255)]
 
 
@@ -66,25 +64,6 @@ def check(depends_on: Sequence[Dependency], array_size: int | None) -> None:
         raise InvalidJob("depends_on", ids[twice] or "SEQUENTIAL", "is there twice; keep one")
     if array_size is None and (of_array := next((one.type for one in depends_on if one.type), None)):
         raise InvalidJob("depends_on", of_array, "is for the children of an array; say array_size")
-
-
-def check_known(yard: Yard, queues: Sequence[str], ids: Sequence[str], sent: Collection[str]) -> None:
-    """Raises InvalidJob: one of these jobs was never sent. sent: what the caller itself has sent a moment ago.
-
-    Returns also when messages wait to be taken in for so long that nobody can tell: intake decides then.
-    """
-    end_s = time.monotonic() + _TAKEN_IN_S
-    whole = dict.fromkeys(parent_of(job_id) or job_id for job_id in ids if job_id)
-    unknown = [job_id for job_id in whole if job_id not in sent]
-    while unknown:
-        listed = any(depth.lists for depth in yard.depth(queues).values())  # asked first: a move into a record is one
-        unknown = [job_id for job_id in unknown if not yard.exists(job_id)]
-        if unknown and not listed:
-            rule = "depends on an unknown job: it was never sent here, or its record has expired"
-            raise InvalidJob("depends_on", unknown[0], rule)
-        if time.monotonic() > end_s:
-            return
-        time.sleep(0.05 if unknown else 0)
 
 
 PATIENCE_S, LONGEST_S = 5.0, 10.0

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from . import keys
+from . import arrival, keys
 from .blobs import Blobs
 from .errors import BlobMissing, BrokerUnavailable, InvalidConfig, NotFound
 from .record import Record
@@ -54,7 +54,7 @@ class JobLog:
         pause_s = 0.02
         while True:
             try:
-                return self._patiently(lambda: self._yard.record(self._id), follow)
+                return self._patiently(lambda: arrival.record(self._yard, self._id), follow)
             except NotFound:
                 if not awaited:
                     raise

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ..arrival import PATIENCE_S
 from ..errors import NotFound
 from . import show
 from .complete import job_ids
@@ -35,7 +36,8 @@ def status(doors: Doors, ids: Sequence[str], as_json: bool) -> int:
     with doors.client() as client:
         for job_id in ids:
             try:
-                records.append(client.status(client.whole_id(job_id)))
+                patience_s = 0 if unknown else PATIENCE_S  # waited for once, not for each
+                records.append(client.status(client.whole_id(job_id), patience_s=patience_s))
             except NotFound as error:
                 unknown.append(error)
         members = {r.id: client.members(r) for r in records if r.gang}

@@ -11,10 +11,11 @@ from typing import Any, cast
 import pytest
 
 from batchyard.broker.blobs import BeforePut, Lines, OnBytes
+from batchyard.broker.config import Config
 from batchyard.broker.errors import BlobMissing, BrokerUnavailable, InvalidConfig, NotFound
 from batchyard.broker.joblog import JobLog, text_of
 from batchyard.broker.record import Record, from_hash
-from batchyard.broker.store import Yard
+from batchyard.broker.store import Depth, Yard
 
 ONE, TWO, THREE, FOUR = (f"2026-01-01T00:00:0{n}Z stdout line {n}" for n in (1, 2, 3, 4))
 
@@ -56,6 +57,16 @@ class Tail:
     def record(self, job_id: str) -> Record:
         fields = {"state": self._state, "reason": "why"} | ({"log": self._log} if self._log else {})
         return from_hash(job_id, {k.encode(): v.encode() for k, v in fields.items()})
+
+    def config(self) -> Config:
+        raise NotFound("no yard")  # so there are no queues in which a message may wait
+
+    def depth(self, queues: Sequence[str]) -> dict[str, Depth]:
+        assert not queues
+        return {}
+
+    def exists(self, job_id: str) -> bool:
+        return False
 
     def guard(self, act: Callable[[], Any]) -> Any:
         return act()
