@@ -10,7 +10,7 @@ from dataclasses import replace
 from . import deadletters, definition, gangs, keys, message
 from .config import Config
 from .definitions import Find, Known, expand, refuse
-from .dependencies import Doorstep
+from .doorstep import Doorstep
 from .errors import BrokerUnavailable, IntegrityError, InvalidJob
 from .job import Job, check_sources, resolve
 from .locality import short_hashes

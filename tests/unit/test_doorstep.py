@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from batchyard.broker.dependencies import LONGEST_S, MOST_HELD, MOST_HELD_BYTES, PATIENCE_S, Doorstep
+from batchyard.broker.doorstep import LONGEST_S, MOST_HELD, MOST_HELD_BYTES, PATIENCE_S, Doorstep
 from batchyard.broker.store import Incoming
 
 
