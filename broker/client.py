@@ -30,9 +30,9 @@ from .endpoints import Endpoints, default_state
 from .errors import BlobMissing, BrokerUnavailable, InvalidConfig, InvalidJob, NotFound
 from .events import Events
 from .expiry import Expiry
-from .facts import gather
 from .functions import words
 from .gangs import Gangs
+from .gather import gather
 from .heads import Heads, Snapshot
 from .job import DIGEST, Job, check_sources, of_step_before
 from .joblog import JobLog

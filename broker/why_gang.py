@@ -2,41 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from .blocked import Amounts
+from .facts import Facts, NodeFacts
 from .reasons import Reason, span
 from .record import Record
 
-if TYPE_CHECKING:
-    from .why import Facts, NodeFacts
-
 _MOST_NAMED = 8
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kept:
-    """Nodes that take nothing else until this job has room. since_s: epoch seconds."""
-
-    nodes: tuple[str, ...]
-    since_s: float
-
-
-def kept(told: Mapping[bytes, bytes]) -> Kept | None:
-    """Of a job's record."""
-    since, *nodes = told.get(b"reserved", b"0").decode().split()
-    return Kept(nodes=tuple(nodes), since_s=int(since) / 1000) if nodes else None
-
-
-def runs(told: Mapping[bytes, bytes]) -> tuple[tuple[int, Amounts], ...]:
-    """What the nodes of a job ask for, of its record: (how many, each). Nothing of a plain job."""
-    return tuple(
-        (n, Amounts(vcpus=mc / 1000, memory_mib=mem, gpus=gpu, disk_gib=disk / 1024))
-        for n, mc, mem, gpu, disk in json.loads(told.get(b"members") or b"[]")
-    )
 
 
 def reservations(f: Facts) -> list[Reason]:

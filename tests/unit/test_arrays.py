@@ -8,9 +8,10 @@ import pytest
 
 from batchyard.broker.arrays import OF_PARENT, Array, parent_of, shared, to_come
 from batchyard.broker.errors import InvalidJob
+from batchyard.broker.facts import Facts
 from batchyard.broker.job import Input, Job, check_sources, resolve
 from batchyard.broker.record import from_hash
-from batchyard.broker.why import Facts, explain
+from batchyard.broker.why import explain
 
 DIGEST = "sha256:" + "0" * 64
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from batchyard.broker.blocked import Amounts, Scaling
+from batchyard.broker.facts import Facts, Kept, NodeFacts
 from batchyard.broker.heads import Head
 from batchyard.broker.reasons import Reason
 from batchyard.broker.record import Attempt, Record, from_hash
 from batchyard.broker.shortage import EnvironmentFacts
-from batchyard.broker.why import Facts, NodeFacts, explain
-from batchyard.broker.why_gang import Kept
+from batchyard.broker.why import explain
 
 NOW_S = 1_000_000.0
 EMPTY = Amounts(vcpus=4, memory_mib=4096, gpus=0, disk_gib=10)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from batchyard.broker.blocked import Amounts
+from batchyard.broker.facts import Facts, GateFacts, NodeFacts
 from batchyard.broker.reasons import Reason
 from batchyard.broker.record import from_hash
-from batchyard.broker.why import Facts, GateFacts, NodeFacts, explain
+from batchyard.broker.why import explain
 
 NOW_S = 1_000_000.0
 ROOM = Amounts(vcpus=4, memory_mib=4096, gpus=2, disk_gib=10)
