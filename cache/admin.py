@@ -22,9 +22,9 @@ from batchyard.broker.store import Yard
 from .collect import Collector
 from .identity import refuse_other
 from .parts import parts_of
-from .place import store_at
 from .sealed import BlobStore
-from .store import Store
+from .stores.place import store_at
+from .stores.protocol import Store
 from .survey import Seen, Survey
 
 _WAIT_S = 65.0  # for another one that deletes; a killed one's lock has run out by then

@@ -11,9 +11,9 @@ from batchyard.broker.errors import InputError
 from batchyard.broker.seal import KeyRing
 
 from .manifest import Directory, Entry, File, Symlink, is_manifest
-from .place import store_at
 from .rewrap import Rewrap
 from .sealed import BeforePut, BlobStore, OnBytes
+from .stores.place import store_at
 from .tree import fetch_tree, put_tree, read_tree
 
 _HEAD_BYTES = 64

@@ -11,7 +11,7 @@ import secrets
 from batchyard.broker.errors import IntegrityError, InvalidConfig, NotFound
 from batchyard.broker.seal import KeyRing
 
-from .store import Store
+from .stores.protocol import Store
 
 _ABOUT = "id of the store"
 _MOST_BYTES = 4096

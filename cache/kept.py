@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from batchyard.broker.errors import IntegrityError, NotFound
 from batchyard.broker.seal import KeyRing, SealUnknown
 
-from .store import Store, Unreadable, levels
+from .stores.protocol import Store, Unreadable, levels
 
 MOST_BYTES = 64 << 20
 _TWINS = ("second", "first")  # the first one is written last: where it is, the other one is

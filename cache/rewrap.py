@@ -17,7 +17,7 @@ from batchyard.broker.seal import HEADER_BYTES, MESSAGE_MAGIC, KeyRing, SealUnkn
 
 from .identity import refuse_other
 from .kept import Kept
-from .store import Store, Unreadable, levels
+from .stores.protocol import Store, Unreadable, levels
 from .wraps import Records, Shards, Wraps, shard_of
 
 _THREADS = 8

@@ -32,7 +32,7 @@ from batchyard.broker.seal import KeyRing, Opening, Readable, SealUnknown, Witne
 from .digest import Blob, Digest, Kind, copy_hashed, parse_digest
 from .newfile import new_file
 from .rewrap import Rewrap
-from .store import CopyLost, Store, Unreadable, levels
+from .stores.protocol import CopyLost, Store, Unreadable, levels
 from .wraps import Wraps
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from batchyard.broker.seal import SealUnknown
 
 from .digest import Digest
 from .sealed import BlobStore, OnBytes
-from .store import Store, Unreadable, sizes_of
+from .stores.protocol import Store, Unreadable, sizes_of
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -24,7 +24,7 @@ from batchyard.broker.errors import IntegrityError
 from batchyard.broker.seal import HEADER_BYTES, KeyRing
 
 from .kept import Kept
-from .store import Store
+from .stores.protocol import Store
 
 _NAME_BYTES = 32
 _RECORD_BYTES = _NAME_BYTES + HEADER_BYTES

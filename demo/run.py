@@ -32,8 +32,8 @@ from batchyard.broker.endpoints import Endpoints
 from batchyard.broker.errors import BatchyardError
 from batchyard.broker.record import Record
 from batchyard.broker.seal import KeyRing
-from batchyard.cache.place import store_at
 from batchyard.cache.sealed import BlobStore, Counters
+from batchyard.cache.stores.place import store_at
 from packages import Apt, NoPackages, Tell
 from results import Canvas, Digests, Failed
 from screen import Part, Screen, Staged, summary

@@ -14,7 +14,7 @@ from typing import TypeVar
 from batchyard.broker.errors import BatchyardError, BrokerUnavailable, EngineUnavailable, StoreUnavailable
 from batchyard.broker.job import Job
 from batchyard.broker.record import Claimed
-from batchyard.cache.held import CopiesPinned
+from batchyard.cache.copies.held import CopiesPinned
 
 from .outcome import Stop
 from .tools import Tools

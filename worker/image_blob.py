@@ -10,9 +10,9 @@ from pathlib import Path
 
 from batchyard.broker.errors import ImageError
 from batchyard.broker.job import BLOB_IMAGE, DIGEST
-from batchyard.cache.copies import LocalCopies
+from batchyard.cache.copies.flight import OnMoved
+from batchyard.cache.copies.local import LocalCopies
 from batchyard.cache.digest import Digest
-from batchyard.cache.flight import OnMoved
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

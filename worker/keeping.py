@@ -13,8 +13,8 @@ from typing import TypeVar
 from batchyard.broker.errors import BatchyardError, BrokerUnavailable, DiskFull, OutputError, StoreUnavailable
 from batchyard.broker.expiry import owner_of
 from batchyard.broker.puts import Puts
-from batchyard.cache.deliver import AttemptMark
 from batchyard.cache.digest import Blob
+from batchyard.cache.remote.deliver import AttemptMark
 
 from .capture import LogCapture
 from .context import Context, Patience

@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from batchyard.broker.errors import BatchyardError, BrokerUnavailable, DiskFull, InvalidConfig, StoreUnavailable
 from batchyard.broker.seal import KeyRing
 from batchyard.broker.store import Yard
-from batchyard.cache.bounded import LEVEL, Bounded
-from batchyard.cache.copies import LocalCopies
-from batchyard.cache.counted import Counted
-from batchyard.cache.folder import Folder
+from batchyard.cache.copies.folder import Folder
+from batchyard.cache.copies.local import LocalCopies
+from batchyard.cache.copies.scrub import Scrub
 from batchyard.cache.index import Index
-from batchyard.cache.late import Late
-from batchyard.cache.scrub import Scrub
 from batchyard.cache.sealed import BlobStore
-from batchyard.cache.store import Store
-from batchyard.cache.tiered import Tiered
+from batchyard.cache.stores.bounded import LEVEL, Bounded
+from batchyard.cache.stores.counted import Counted
+from batchyard.cache.stores.late import Late
+from batchyard.cache.stores.protocol import Store
+from batchyard.cache.stores.tiered import Tiered
 
 from . import memory
 from .near_store import id_of, mark_of, open_near_store

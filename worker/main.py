@@ -19,9 +19,9 @@ from batchyard.broker.keywatch import holder_name, watching
 from batchyard.broker.logs import LiveTail
 from batchyard.broker.remote import celery_app
 from batchyard.broker.store import Yard
-from batchyard.cache.remote import RemoteInputs
-from batchyard.cache.remote_known import KnownRemotes
-from batchyard.cache.remote_web import Web
+from batchyard.cache.remote.inputs import RemoteInputs
+from batchyard.cache.remote.known import KnownRemotes
+from batchyard.cache.remote.web import Web
 
 from . import memory
 from .bootstep import attach

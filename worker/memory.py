@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from batchyard.broker.errors import BatchyardError
-from batchyard.cache.folder import Folder
+from batchyard.cache.copies.folder import Folder
 from batchyard.cache.tree import remove_tree
 
 log = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from batchyard.broker.errors import IntegrityError, InvalidConfig, NotFound
 from batchyard.broker.seal import KeyRing, read_full
 from batchyard.broker.store import Yard
 from batchyard.cache.identity import store_id
-from batchyard.cache.place import store_at
-from batchyard.cache.store import Store
+from batchyard.cache.stores.place import store_at
+from batchyard.cache.stores.protocol import Store
 
 _ABOUT = "mark of a near store"
 _MOST_MARK = 4096

@@ -7,7 +7,7 @@ import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from batchyard.cache.held import LEVEL
+from batchyard.cache.copies.held import LEVEL
 from batchyard.cache.index import held_bytes
 
 from . import memory

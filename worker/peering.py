@@ -17,19 +17,19 @@ from typing import TYPE_CHECKING
 from batchyard.broker.errors import BatchyardError, InvalidConfig
 from batchyard.broker.hints import HELD_S, Hints
 from batchyard.broker.store import Yard
-from batchyard.cache.announced import Announced
-from batchyard.cache.bounded import Bounded
-from batchyard.cache.counted import Counted
-from batchyard.cache.fill import Fill
-from batchyard.cache.peercall import join_address, split_address
-from batchyard.cache.peered import Peered
-from batchyard.cache.peers import Doors
-from batchyard.cache.store import Store
+from batchyard.cache.stores.announced import Announced
+from batchyard.cache.stores.bounded import Bounded
+from batchyard.cache.stores.counted import Counted
+from batchyard.cache.stores.fill import Fill
+from batchyard.cache.stores.peercall import join_address, split_address
+from batchyard.cache.stores.peered import Peered
+from batchyard.cache.stores.peers import Doors
+from batchyard.cache.stores.protocol import Store
 
 from .options import NodeOptions
 
 if TYPE_CHECKING:
-    from batchyard.cache.peerdoor import PeerDoor
+    from batchyard.cache.stores.peerdoor import PeerDoor
 
 log = logging.getLogger(__name__)
 LEAST_BYTES = 1 << 20
@@ -67,7 +67,7 @@ class Peering:
 
     def open(self, near: Bounded, arriving: Callable[[str], Fill | None]) -> None:
         """Lets others in, from now on."""
-        from batchyard.cache.peerdoor import PeerDoor  # takes a while to import
+        from batchyard.cache.stores.peerdoor import PeerDoor  # takes a while to import
 
         self._served = Counted(near)
         self._door = PeerDoor(self._listening, self._served, arriving, self._ring, self._node)

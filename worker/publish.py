@@ -19,10 +19,10 @@ from batchyard.broker import globs
 from batchyard.broker.errors import BatchyardError, OutputError, OutputMissing, StoreUnavailable
 from batchyard.broker.job import WORK, Job, Output
 from batchyard.broker.uri import S3Uri, parse_s3
-from batchyard.cache.buckets import Buckets
-from batchyard.cache.deliver import AttemptMark, Delivery
 from batchyard.cache.digest import Blob
 from batchyard.cache.outputs import publish, size_of
+from batchyard.cache.remote.buckets import Buckets
+from batchyard.cache.remote.deliver import AttemptMark, Delivery
 from batchyard.cache.sealed import BlobStore
 
 from .staging import access_of

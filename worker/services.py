@@ -16,8 +16,8 @@ from batchyard.broker.endpoints import Endpoints
 from batchyard.broker.errors import BatchyardError, NotFound
 from batchyard.broker.keysource import AnySource, KeySource, as_source, load_ring
 from batchyard.cache.identity import store_id
-from batchyard.cache.place import store_at
-from batchyard.cache.store import Store
+from batchyard.cache.stores.place import store_at
+from batchyard.cache.stores.protocol import Store
 
 from .checks import Check, Checks, fail, ok, warn
 from .redis_server import OLDEST

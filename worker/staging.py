@@ -13,14 +13,14 @@ from urllib.parse import unquote, urlsplit
 
 from batchyard.broker.errors import BatchyardError, InputError, InvalidConfig, Permanent
 from batchyard.broker.job import Input, Job
-from batchyard.cache.access import S3Access
-from batchyard.cache.copies import LocalCopies
+from batchyard.cache.copies.flight import OnMoved
+from batchyard.cache.copies.gathered import stage_gathered
+from batchyard.cache.copies.local import LocalCopies
 from batchyard.cache.digest import Blob, Digest, copy_hashed
-from batchyard.cache.flight import OnMoved
-from batchyard.cache.gathered import stage_gathered
 from batchyard.cache.newfile import new_file
-from batchyard.cache.remote import RemoteInputs, Say, Wanted
+from batchyard.cache.remote.inputs import RemoteInputs, Say, Wanted
 from batchyard.cache.shelf import charge
+from batchyard.cache.stores.access import S3Access
 
 from .engine.protocol import Bind
 from .sources import Source

@@ -17,7 +17,7 @@ from batchyard.broker.errors import BatchyardError
 from batchyard.broker.expiry import Expiry
 from batchyard.broker.store import Yard
 from batchyard.cache.collect import Busy, Collector
-from batchyard.cache.scrub import Pace
+from batchyard.cache.copies.scrub import Pace
 
 from .levels import Levels
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from batchyard.broker.errors import InputError
-from batchyard.cache.remote_body import check_room
+from batchyard.cache.remote.body import check_room
 
 from .engine import Bind, overlay
 

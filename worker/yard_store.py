@@ -6,8 +6,8 @@ from batchyard.broker.errors import BrokerUnavailable, IntegrityError, InvalidCo
 from batchyard.broker.seal import KeyRing
 from batchyard.broker.store import Yard
 from batchyard.cache.identity import store_id
-from batchyard.cache.place import store_at
-from batchyard.cache.store import Store
+from batchyard.cache.stores.place import store_at
+from batchyard.cache.stores.protocol import Store
 
 
 def open_yard_store(yard: Yard, spec: str, *, new: bool = False) -> Store:

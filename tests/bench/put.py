@@ -13,9 +13,9 @@ from secrets import token_hex
 
 from batchyard.broker.seal import KeyRing, Witness
 from batchyard.cache.digest import copy_hashed
-from batchyard.cache.s3 import S3Store
-from batchyard.cache.s3upload import PART_BYTES
 from batchyard.cache.sealed import BlobStore
+from batchyard.cache.stores.s3 import S3Store
+from batchyard.cache.stores.s3upload import PART_BYTES
 from yardtest.minio import S3Server
 
 from .row import Row

@@ -17,8 +17,8 @@ from pathlib import Path
 import images
 from batchyard.broker import keys
 from batchyard.cache.digest import Blob
-from batchyard.cache.s3 import S3Store
 from batchyard.cache.sealed import BlobStore
+from batchyard.cache.stores.s3 import S3Store
 from yardtest.minio import S3Server
 from yardtest.wait import until
 from yardtest.yard import TestYard, running_yard
@@ -33,7 +33,7 @@ FASTER, QUICK_FASTER = 3, 1
 _DOWNLOAD = """
 import sys
 from pathlib import Path
-from batchyard.cache.access import S3Access
+from batchyard.cache.stores.access import S3Access
 client = S3Access.of_file(Path(sys.argv[1])).client()
 answer, buffer = client.get_object(sys.argv[2], sys.argv[3]), memoryview(bytearray(1 << 20))
 with open(sys.argv[4], "wb", buffering=0) as out:

@@ -21,12 +21,12 @@ import docker
 
 import images
 from batchyard.broker.seal import KeyRing
-from batchyard.cache.copies import LocalCopies
+from batchyard.cache.copies.folder import Folder
+from batchyard.cache.copies.local import LocalCopies
 from batchyard.cache.digest import Blob
-from batchyard.cache.folder import Folder
 from batchyard.cache.index import Index
-from batchyard.cache.s3 import S3Store
 from batchyard.cache.sealed import BlobStore
+from batchyard.cache.stores.s3 import S3Store
 from batchyard.cache.tree import put_tree
 from yardtest.minio import S3Server, running_server
 

@@ -14,8 +14,8 @@ from secrets import token_bytes
 
 from batchyard.broker.seal import KeyRing
 from batchyard.cache.digest import Blob
-from batchyard.cache.s3 import S3Store
 from batchyard.cache.sealed import BlobStore
+from batchyard.cache.stores.s3 import S3Store
 from batchyard.cache.tree import fetch_tree, put_tree, remove_tree
 from yardtest.minio import S3Server
 

@@ -11,15 +11,15 @@ import sys
 from pathlib import Path
 
 from batchyard.broker.seal import KeyRing
-from batchyard.cache.bounded import Bounded
-from batchyard.cache.copies import LocalCopies
+from batchyard.cache.copies.folder import Folder, charge_of
+from batchyard.cache.copies.local import LocalCopies
 from batchyard.cache.digest import Digest
-from batchyard.cache.disk import DirectoryStore
-from batchyard.cache.folder import Folder, charge_of
 from batchyard.cache.index import Index
 from batchyard.cache.sealed import BlobStore
 from batchyard.cache.shelf import charge
-from batchyard.cache.tiered import Tiered
+from batchyard.cache.stores.bounded import Bounded
+from batchyard.cache.stores.disk import DirectoryStore
+from batchyard.cache.stores.tiered import Tiered
 from batchyard.cache.tree import put_tree
 
 ROUNDS = 12
@@ -31,13 +31,13 @@ import os, random, sys, threading
 from pathlib import Path
 from batchyard.broker.errors import DiskFull
 from batchyard.broker.seal import KeyRing
-from batchyard.cache.bounded import Bounded
-from batchyard.cache.copies import LocalCopies
-from batchyard.cache.disk import DirectoryStore
-from batchyard.cache.folder import Folder
+from batchyard.cache.stores.bounded import Bounded
+from batchyard.cache.copies.local import LocalCopies
+from batchyard.cache.stores.disk import DirectoryStore
+from batchyard.cache.copies.folder import Folder
 from batchyard.cache.index import Index
 from batchyard.cache.sealed import BlobStore
-from batchyard.cache.tiered import Tiered
+from batchyard.cache.stores.tiered import Tiered
 
 top, seed, wanted = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
 index = Index(top)

@@ -20,9 +20,9 @@ import pytest
 
 from batchyard.broker.seal import KeyRing
 from batchyard.broker.store import Yard
-from batchyard.cache.place import store_at
 from batchyard.cache.rewrap import Rewrap
 from batchyard.cache.sealed import BlobStore
+from batchyard.cache.stores.place import store_at
 from yardtest.minio import S3Server
 
 SEED = 6_2026
@@ -34,7 +34,7 @@ from pathlib import Path
 from batchyard.broker.keysource import KeyFile, load_ring
 from batchyard.broker import keywatch
 from batchyard.broker.store import Yard
-from batchyard.cache.place import store_at
+from batchyard.cache.stores.place import store_at
 from batchyard.cache.sealed import BlobStore
 
 url, spec, keys, number, known = *sys.argv[1:4], int(sys.argv[4]), Path(sys.argv[5])
@@ -85,7 +85,7 @@ from batchyard.broker.functions import Functions
 from batchyard.broker.keysource import KeyFile, load_ring
 from batchyard.broker.seal import keyfile
 from batchyard.broker.store import Yard
-from batchyard.cache.place import store_at
+from batchyard.cache.stores.place import store_at
 from batchyard.cache.rewrap import Rewrap
 
 url, spec, keys, what, left, batchyard.cache.wraps.SHARD_RECORDS = *sys.argv[1:5], int(sys.argv[5]), int(sys.argv[6])

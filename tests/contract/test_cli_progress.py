@@ -10,8 +10,8 @@ from pathlib import Path
 
 from batchyard.broker.cli.progress import content_bytes, counted
 from batchyard.broker.seal import KeyRing
-from batchyard.cache.disk import DirectoryStore
 from batchyard.cache.door import open_store
+from batchyard.cache.stores.disk import DirectoryStore
 
 COMMAND = (sys.executable, "-P", "-m", "batchyard.broker.cli")
 

@@ -26,10 +26,10 @@ from batchyard.broker.store import Free, Incoming, Yard
 from batchyard.cache import collect
 from batchyard.cache.collect import Busy, Collector, Freed
 from batchyard.cache.digest import Blob
-from batchyard.cache.memory import MemoryStore
 from batchyard.cache.packs import SMALL_BYTES
 from batchyard.cache.parts import parts_of
 from batchyard.cache.sealed import BlobStore
+from batchyard.cache.stores.memory import MemoryStore
 from batchyard.cache.tree import fetch_tree, put_tree
 
 ALL = Free(vcpus=1000, memory_mib=1 << 20, gpus=8, disk_gib=1 << 20)

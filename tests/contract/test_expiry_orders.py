@@ -23,8 +23,8 @@ from batchyard.broker.state import State
 from batchyard.broker.store import Free, Incoming, Yard
 from batchyard.cache.collect import Collector
 from batchyard.cache.digest import digest_of
-from batchyard.cache.memory import MemoryStore
 from batchyard.cache.sealed import BlobStore
+from batchyard.cache.stores.memory import MemoryStore
 
 ALL = Free(vcpus=1000, memory_mib=1 << 20, gpus=8, disk_gib=1 << 20)
 CONTENTS = [b"one", b"two", b"three", b"four", b"five"]

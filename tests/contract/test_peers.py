@@ -20,15 +20,15 @@ from batchyard.broker.errors import BlobMissing, StoreUnavailable
 from batchyard.broker.hints import Hints, Peer
 from batchyard.broker.seal import KeyRing, Readable
 from batchyard.broker.store import Yard
-from batchyard.cache import peerdoor, peered
-from batchyard.cache.bounded import Bounded
-from batchyard.cache.disk import DirectoryStore
 from batchyard.cache.index import Index
-from batchyard.cache.memory import MemoryStore
-from batchyard.cache.peercall import PATH, stamp
-from batchyard.cache.peers import Doors, Later, Transfer
 from batchyard.cache.sealed import BlobStore
-from batchyard.cache.store import CopyLost
+from batchyard.cache.stores import peerdoor, peered
+from batchyard.cache.stores.bounded import Bounded
+from batchyard.cache.stores.disk import DirectoryStore
+from batchyard.cache.stores.memory import MemoryStore
+from batchyard.cache.stores.peercall import PATH, stamp
+from batchyard.cache.stores.peers import Doors, Later, Transfer
+from batchyard.cache.stores.protocol import CopyLost
 from yardtest.cut import CuttingRelay
 from yardtest.peers import NearNode
 from yardtest.redis import RedisServer

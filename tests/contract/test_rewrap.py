@@ -12,12 +12,12 @@ import pytest
 from batchyard.broker.errors import NotFound, StoreUnavailable
 from batchyard.broker.seal import HEADER_BYTES, KeyRing, SealUnknown
 from batchyard.cache import wraps
-from batchyard.cache.disk import DirectoryStore
-from batchyard.cache.memory import MemoryStore
 from batchyard.cache.rewrap import Rewrap, first_bytes
-from batchyard.cache.s3 import S3Store
 from batchyard.cache.sealed import BlobStore
-from batchyard.cache.store import Store
+from batchyard.cache.stores.disk import DirectoryStore
+from batchyard.cache.stores.memory import MemoryStore
+from batchyard.cache.stores.protocol import Store
+from batchyard.cache.stores.s3 import S3Store
 from yardtest.keys import retired
 from yardtest.minio import S3Server
 

@@ -26,8 +26,8 @@ from batchyard.broker.rotation import Rotation
 from batchyard.broker.schedule import parse
 from batchyard.broker.seal import KeyRing, SealUnknown, keyfile
 from batchyard.broker.store import Incoming, Yard
-from batchyard.cache.disk import DirectoryStore
 from batchyard.cache.sealed import BlobStore
+from batchyard.cache.stores.disk import DirectoryStore
 from yardtest.wait import until
 
 pytestmark = pytest.mark.system

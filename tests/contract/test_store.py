@@ -1,4 +1,4 @@
-"""One suite for every store: what `cache/store.py` says that a store must do."""
+"""One suite for every store: what `cache/stores/protocol.py` says that a store must do."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ import pytest
 from batchyard.broker.errors import DiskFull, IntegrityError, InvalidConfig, NotFound, StoreUnavailable
 from batchyard.broker.seal import KeyRing, Readable
 from batchyard.broker.store import Yard
-from batchyard.cache.bounded import Bounded
-from batchyard.cache.disk import DirectoryStore
 from batchyard.cache.index import Index
-from batchyard.cache.memory import MemoryStore
-from batchyard.cache.s3 import S3Store
-from batchyard.cache.store import Store, sizes_of
-from batchyard.cache.tiered import Tiered
+from batchyard.cache.stores.bounded import Bounded
+from batchyard.cache.stores.disk import DirectoryStore
+from batchyard.cache.stores.memory import MemoryStore
+from batchyard.cache.stores.protocol import Store, sizes_of
+from batchyard.cache.stores.s3 import S3Store
+from batchyard.cache.stores.tiered import Tiered
 from yardtest.minio import S3Server, running_server
 from yardtest.peers import NearNode
 from yardtest.redis import free_port
@@ -258,7 +258,7 @@ def files_under(path: Path) -> list[Path]:
 WRITER = """
 import sys
 from pathlib import Path
-from batchyard.cache.disk import DirectoryStore
+from batchyard.cache.stores.disk import DirectoryStore
 
 class Stuck:
     def readinto(self, buffer):
@@ -344,8 +344,8 @@ def test_a_planted_directory_is_no_object(tmp_path: Path) -> None:
 S3_WRITER = """
 import sys
 from pathlib import Path
-from batchyard.cache.access import S3Access
-from batchyard.cache.s3 import S3Store
+from batchyard.cache.stores.access import S3Access
+from batchyard.cache.stores.s3 import S3Store
 
 class Stuck:
     begun = 0

@@ -14,9 +14,9 @@ import pytest
 
 from batchyard.broker.errors import IntegrityError, StoreUnavailable
 from batchyard.broker.seal import KeyRing
-from batchyard.cache.s3 import S3Store
 from batchyard.cache.sealed import BlobStore
-from batchyard.cache.store import Unreadable
+from batchyard.cache.stores.protocol import Unreadable
+from batchyard.cache.stores.s3 import S3Store
 from yardtest.cut import CuttingRelay
 from yardtest.minio import S3Server
 

@@ -12,10 +12,10 @@ import pytest
 
 from batchyard.broker.errors import BlobMissing, DiskFull, StoreUnavailable
 from batchyard.broker.seal import KeyRing
-from batchyard.cache import access
 from batchyard.cache.digest import Blob
-from batchyard.cache.s3 import S3Store
 from batchyard.cache.sealed import BlobStore
+from batchyard.cache.stores import access
+from batchyard.cache.stores.s3 import S3Store
 from yardtest.minio import S3Server
 from yardtest.moody import Mood, MoodyS3
 

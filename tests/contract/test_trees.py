@@ -10,11 +10,11 @@ import pytest
 
 from batchyard.broker.errors import IntegrityError, NotFound
 from batchyard.broker.seal import KeyRing
-from batchyard.cache.disk import DirectoryStore
-from batchyard.cache.memory import MemoryStore
-from batchyard.cache.s3 import S3Store
 from batchyard.cache.sealed import BlobStore
-from batchyard.cache.store import Store
+from batchyard.cache.stores.disk import DirectoryStore
+from batchyard.cache.stores.memory import MemoryStore
+from batchyard.cache.stores.protocol import Store
+from batchyard.cache.stores.s3 import S3Store
 from batchyard.cache.tree import build_tree, put_tree, read_tree
 
 

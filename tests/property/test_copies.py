@@ -15,12 +15,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from batchyard.broker.errors import DiskFull
 from batchyard.broker.seal import KeyRing
-from batchyard.cache.copies import LocalCopies
+from batchyard.cache.copies.folder import Folder, charge_of
+from batchyard.cache.copies.local import LocalCopies
 from batchyard.cache.digest import Blob
-from batchyard.cache.folder import Folder, charge_of
 from batchyard.cache.index import Index
-from batchyard.cache.memory import MemoryStore
 from batchyard.cache.sealed import BlobStore
+from batchyard.cache.stores.memory import MemoryStore
 from batchyard.cache.tree import put_tree
 
 BLOCK = 4096

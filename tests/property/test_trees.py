@@ -19,9 +19,9 @@ from batchyard.broker.errors import InputError
 from batchyard.broker.seal import KeyRing
 from batchyard.cache.digest import digest_of
 from batchyard.cache.manifest import Directory, Entry, File, decode, encode, in_order
-from batchyard.cache.memory import MemoryStore
 from batchyard.cache.packs import MOST_PACK_BYTES, SMALL_BYTES, Packer
 from batchyard.cache.sealed import BlobStore
+from batchyard.cache.stores.memory import MemoryStore
 from batchyard.cache.tree import fetch_tree, put_tree
 
 names = st.sampled_from(["a", "b", "a.txt", "a b", "A", "é", "-", "z" * 60, os.fsdecode(b"\xff")])

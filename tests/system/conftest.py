@@ -11,7 +11,7 @@ import pytest
 
 from batchyard.broker import cli
 from batchyard.broker.endpoints import Endpoints
-from batchyard.cache.place import store_at
+from batchyard.cache.stores.place import store_at
 
 _COMMAND = (sys.executable, "-P", "-m", "batchyard.broker.cli")
 

@@ -12,8 +12,8 @@ import pytest
 from batchyard.broker import cli, keys
 from batchyard.broker.blobs import LazyBlobs
 from batchyard.broker.client import Client
-from batchyard.cache.disk import DirectoryStore
 from batchyard.cache.sealed import BlobStore
+from batchyard.cache.stores.disk import DirectoryStore
 from yardtest.wait import until
 from yardtest.yard import TestYard, running_yard
 

@@ -11,8 +11,8 @@ import pytest
 from batchyard.broker.cli import run
 from batchyard.broker.keywatch import holders
 from batchyard.broker.seal import KeyRing
-from batchyard.cache.disk import DirectoryStore
 from batchyard.cache.sealed import BlobStore
+from batchyard.cache.stores.disk import DirectoryStore
 from yardtest.wait import until
 from yardtest.yard import TestYard, running_yard
 

@@ -10,7 +10,7 @@ import pytest
 
 from batchyard.broker.client import Client
 from batchyard.broker.endpoints import Endpoints
-from batchyard.cache.place import store_at
+from batchyard.cache.stores.place import store_at
 from yardtest.minio import S3Server
 from yardtest.yard import TestYard, running_yard
 

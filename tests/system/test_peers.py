@@ -16,8 +16,8 @@ import pytest
 
 from batchyard.broker import keys
 from batchyard.cache.digest import Blob
-from batchyard.cache.s3 import S3Store
 from batchyard.cache.sealed import BlobStore
+from batchyard.cache.stores.s3 import S3Store
 from yardtest.cut import CuttingRelay
 from yardtest.minio import S3Server
 from yardtest.wait import until

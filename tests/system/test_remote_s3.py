@@ -18,18 +18,18 @@ from batchyard.broker.errors import InputError, OutputError, StoreUnavailable
 from batchyard.broker.job import Job
 from batchyard.broker.record import Claimed
 from batchyard.broker.seal import KeyRing
-from batchyard.cache.access import S3Access
-from batchyard.cache.copies import LocalCopies
-from batchyard.cache.deliver import AttemptMark
+from batchyard.cache.copies.folder import Folder
+from batchyard.cache.copies.local import LocalCopies
 from batchyard.cache.digest import digest_of
-from batchyard.cache.disk import DirectoryStore
-from batchyard.cache.folder import Folder
 from batchyard.cache.index import Index
-from batchyard.cache.remote import RemoteInputs, Wanted
-from batchyard.cache.remote_bucket import Bucket
-from batchyard.cache.remote_known import KnownRemotes
-from batchyard.cache.remote_web import Web
+from batchyard.cache.remote.bucket import Bucket
+from batchyard.cache.remote.deliver import AttemptMark
+from batchyard.cache.remote.inputs import RemoteInputs, Wanted
+from batchyard.cache.remote.known import KnownRemotes
+from batchyard.cache.remote.web import Web
 from batchyard.cache.sealed import BlobStore
+from batchyard.cache.stores.access import S3Access
+from batchyard.cache.stores.disk import DirectoryStore
 from batchyard.cache.tree import put_tree
 from batchyard.worker.publish import Kept, Publisher
 from yardtest.minio import S3Server

@@ -15,15 +15,15 @@ import pytest
 
 from batchyard.broker.errors import DiskFull, InputError, StoreUnavailable
 from batchyard.broker.seal import KeyRing
-from batchyard.cache.copies import LocalCopies
-from batchyard.cache.folder import Folder
+from batchyard.cache.copies.folder import Folder
+from batchyard.cache.copies.local import LocalCopies
 from batchyard.cache.index import Index
-from batchyard.cache.memory import MemoryStore
 from batchyard.cache.newfile import new_file
-from batchyard.cache.remote import RemoteInputs, Wanted
-from batchyard.cache.remote_known import KnownRemotes
-from batchyard.cache.remote_web import Web, resource_of
+from batchyard.cache.remote.inputs import RemoteInputs, Wanted
+from batchyard.cache.remote.known import KnownRemotes
+from batchyard.cache.remote.web import Web, resource_of
 from batchyard.cache.sealed import BlobStore
+from batchyard.cache.stores.memory import MemoryStore
 from yardtest.website import Page, Website
 
 DATA = os.urandom(300_000)

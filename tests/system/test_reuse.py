@@ -15,8 +15,8 @@ from celery.result import AsyncResult
 
 from batchyard.broker import keys
 from batchyard.cache.parts import parts_of
-from batchyard.cache.place import store_at
 from batchyard.cache.sealed import BlobStore
+from batchyard.cache.stores.place import store_at
 from yardtest.stack import docker
 from yardtest.yard import TestYard, running_yard
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from batchyard.cache.disk import DirectoryStore
 from batchyard.cache.sealed import BlobStore
+from batchyard.cache.stores.disk import DirectoryStore
 from yardtest.counter import LineCounter
 from yardtest.wait import until
 from yardtest.yard import TestYard, running_yard

@@ -13,8 +13,8 @@ import pytest
 
 from batchyard.broker.errors import DiskFull
 from batchyard.cache.digest import Blob
-from batchyard.cache.s3 import S3Store
 from batchyard.cache.sealed import BlobStore
+from batchyard.cache.stores.s3 import S3Store
 from yardtest.minio import S3Server, running_server
 from yardtest.yard import TestYard, running_yard
 

@@ -20,9 +20,9 @@ from batchyard.broker.client import Client
 from batchyard.broker.errors import NotFound
 from batchyard.broker.hints import Peer
 from batchyard.cache.digest import digest_of
-from batchyard.cache.disk import DirectoryStore
-from batchyard.cache.peers import Doors, Transfer
 from batchyard.cache.sealed import BlobStore
+from batchyard.cache.stores.disk import DirectoryStore
+from batchyard.cache.stores.peers import Doors, Transfer
 from batchyard.worker.engine.docker import DockerEngine
 from batchyard.worker.images import save
 from yardtest.wait import until

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from batchyard.cache.digest import Blob
-from batchyard.cache.s3 import S3Store
 from batchyard.cache.sealed import BlobStore
+from batchyard.cache.stores.s3 import S3Store
 from batchyard.cache.tree import put_tree
 from yardtest.minio import S3Server
 from yardtest.yard import TestYard, running_yard

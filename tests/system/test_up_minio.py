@@ -18,8 +18,8 @@ from batchyard.broker.client import Client
 from batchyard.broker.endpoints import Endpoints
 from batchyard.broker.errors import StoreUnavailable
 from batchyard.broker.state import State
-from batchyard.cache.access import S3Access
-from batchyard.cache.s3 import S3Store
+from batchyard.cache.stores.access import S3Access
+from batchyard.cache.stores.s3 import S3Store
 from batchyard.worker.binaries import find
 from yardtest.up import COMMAND, Up, processes
 from yardtest.wait import until

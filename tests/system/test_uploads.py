@@ -14,8 +14,8 @@ import pytest
 from batchyard.broker import keys
 from batchyard.broker.cli import look
 from batchyard.broker.client import Client
-from batchyard.cache.s3 import S3Store
 from batchyard.cache.sealed import BlobStore
+from batchyard.cache.stores.s3 import S3Store
 from yardtest.cut import CuttingRelay
 from yardtest.minio import S3Server
 from yardtest.wait import until

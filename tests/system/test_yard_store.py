@@ -15,7 +15,7 @@ from batchyard.broker.endpoints import Endpoints, absolute_store
 from batchyard.broker.errors import InvalidConfig, StoreUnavailable
 from batchyard.broker.seal import KeyRing
 from batchyard.broker.store import Yard
-from batchyard.cache.disk import DirectoryStore
+from batchyard.cache.stores.disk import DirectoryStore
 from batchyard.worker import services
 from batchyard.worker.yard_store import open_yard_store
 from yardtest.minio import S3Server

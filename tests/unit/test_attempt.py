@@ -16,12 +16,12 @@ from batchyard.broker.errors import BrokerUnavailable, EngineUnavailable, Output
 from batchyard.broker.job import Job
 from batchyard.broker.record import Claimed
 from batchyard.broker.seal import KeyRing, Readable
-from batchyard.cache.copies import LocalCopies
-from batchyard.cache.disk import DirectoryStore
-from batchyard.cache.folder import Folder
+from batchyard.cache.copies.folder import Folder
+from batchyard.cache.copies.local import LocalCopies
 from batchyard.cache.index import Index
-from batchyard.cache.memory import MemoryStore
 from batchyard.cache.sealed import BlobStore
+from batchyard.cache.stores.disk import DirectoryStore
+from batchyard.cache.stores.memory import MemoryStore
 from batchyard.worker import context, keeping
 from batchyard.worker.attempt import Execution, Finished
 from batchyard.worker.capture import LogPoller

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from batchyard.broker.seal import KeyRing
-from batchyard.cache.copies import LocalCopies
-from batchyard.cache.counted import Counted
+from batchyard.cache.copies.folder import Folder
+from batchyard.cache.copies.local import LocalCopies
 from batchyard.cache.digest import Blob
-from batchyard.cache.folder import Folder
 from batchyard.cache.index import Index
-from batchyard.cache.memory import MemoryStore
 from batchyard.cache.sealed import BlobStore
 from batchyard.cache.shelf import Entry
+from batchyard.cache.stores.counted import Counted
+from batchyard.cache.stores.memory import MemoryStore
 from batchyard.cache.tree import put_tree
 from yardtest.faults.damage import tick
 

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from batchyard.broker.seal import KeyRing, Readable
-from batchyard.cache.copies import LocalCopies
+from batchyard.cache.copies.flight import Unwanted
+from batchyard.cache.copies.folder import Folder
+from batchyard.cache.copies.local import LocalCopies
 from batchyard.cache.digest import Blob
-from batchyard.cache.flight import Unwanted
-from batchyard.cache.folder import Folder
 from batchyard.cache.index import Index
-from batchyard.cache.memory import MemoryStore
 from batchyard.cache.sealed import BlobStore
+from batchyard.cache.stores.memory import MemoryStore
 
 MIB = 1 << 20
 

@@ -10,13 +10,13 @@ import pytest
 
 from batchyard.broker.errors import DiskFull, IntegrityError, StoreUnavailable
 from batchyard.broker.seal import KeyRing
-from batchyard.cache.copies import LocalCopies
+from batchyard.cache.copies.folder import Folder
+from batchyard.cache.copies.held import CopiesPinned
+from batchyard.cache.copies.local import LocalCopies
 from batchyard.cache.digest import Blob
-from batchyard.cache.folder import Folder
-from batchyard.cache.held import CopiesPinned
 from batchyard.cache.index import Index, held_bytes
-from batchyard.cache.memory import MemoryStore
 from batchyard.cache.sealed import BlobStore
+from batchyard.cache.stores.memory import MemoryStore
 from batchyard.cache.tree import put_tree
 
 KIB = 1024

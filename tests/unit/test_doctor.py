@@ -10,7 +10,7 @@ import pytest
 
 from batchyard.broker.errors import StoreUnavailable
 from batchyard.broker.seal import KeyRing, Readable
-from batchyard.cache.memory import MemoryStore
+from batchyard.cache.stores.memory import MemoryStore
 from batchyard.worker import checks, doctor, services
 from batchyard.worker.checks import Check
 from batchyard.worker.ground import ground
@@ -114,7 +114,7 @@ def test_a_store_is_tried_and_left_as_it_was(
 
 
 def test_a_store_in_a_folder_passes_and_a_missing_one_does_not(tmp_path: Path) -> None:
-    from batchyard.cache.disk import DirectoryStore
+    from batchyard.cache.stores.disk import DirectoryStore
 
     DirectoryStore(tmp_path / "store")
     assert set(statuses(services.blob_store(str(tmp_path / "store"))).values()) == {"ok"}

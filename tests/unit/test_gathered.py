@@ -9,14 +9,14 @@ import pytest
 
 from batchyard.broker.errors import InputError
 from batchyard.broker.seal import KeyRing
-from batchyard.cache.copies import LocalCopies
+from batchyard.cache.copies.folder import Folder
+from batchyard.cache.copies.gathered import stage_gathered
+from batchyard.cache.copies.local import LocalCopies
 from batchyard.cache.digest import Blob
-from batchyard.cache.folder import Folder
-from batchyard.cache.gathered import stage_gathered
 from batchyard.cache.index import Index
 from batchyard.cache.manifest import Directory, encode
-from batchyard.cache.memory import MemoryStore
 from batchyard.cache.sealed import BlobStore
+from batchyard.cache.stores.memory import MemoryStore
 from batchyard.cache.tree import put_tree
 
 
@@ -68,7 +68,7 @@ def test_what_is_not_there_is_said_and_leaves_nothing(copies: LocalCopies, tmp_p
 
 
 def test_no_more_is_read_once_it_is_too_much(copies: LocalCopies, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("batchyard.cache.gathered.MOST_ENTRIES", 100)
+    monkeypatch.setattr("batchyard.cache.copies.gathered.MOST_ENTRIES", 100)
     tree = copies.blobs.put_bytes(encode([Directory(path=f"{n:06}") for n in range(40)]), "tree")
     with pytest.raises(InputError, match="more than 100 entries"):
         gathered(copies, {str(n): tree for n in range(10)})

@@ -16,11 +16,11 @@ import pytest
 
 from batchyard.broker.errors import ImageError, NotFound
 from batchyard.broker.seal import KeyRing
-from batchyard.cache.copies import LocalCopies
-from batchyard.cache.folder import Folder
+from batchyard.cache.copies.folder import Folder
+from batchyard.cache.copies.local import LocalCopies
 from batchyard.cache.index import Index
-from batchyard.cache.memory import MemoryStore
 from batchyard.cache.sealed import BlobStore
+from batchyard.cache.stores.memory import MemoryStore
 from batchyard.cache.tree import put_tree
 from batchyard.worker.engine.image_archive import find_image, small_archive, write_image
 from batchyard.worker.image_blob import ImageBlob

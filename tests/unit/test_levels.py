@@ -14,15 +14,15 @@ import pytest
 
 from batchyard.broker.errors import DiskFull, IntegrityError, NotFound, StoreUnavailable
 from batchyard.broker.seal import KeyRing, Readable
-from batchyard.cache import fill
-from batchyard.cache.bounded import Bounded
-from batchyard.cache.counted import Counted
 from batchyard.cache.index import Index
-from batchyard.cache.late import Late
-from batchyard.cache.memory import MemoryStore
 from batchyard.cache.sealed import BlobStore
-from batchyard.cache.store import CopyLost, Store, Unreadable
-from batchyard.cache.tiered import REST_S, Tiered
+from batchyard.cache.stores import fill
+from batchyard.cache.stores.bounded import Bounded
+from batchyard.cache.stores.counted import Counted
+from batchyard.cache.stores.late import Late
+from batchyard.cache.stores.memory import MemoryStore
+from batchyard.cache.stores.protocol import CopyLost, Store, Unreadable
+from batchyard.cache.stores.tiered import REST_S, Tiered
 
 ONE, TWO, THREE, FOUR = (f"{number:064x}" for number in range(1, 5))
 

@@ -14,13 +14,13 @@ import pytest
 
 from batchyard.broker.errors import DiskFull, InputError, IntegrityError, InvalidConfig, NotFound
 from batchyard.broker.seal import KeyRing, Readable
-from batchyard.cache.copies import LocalCopies
+from batchyard.cache.copies.folder import Folder
+from batchyard.cache.copies.local import LocalCopies
 from batchyard.cache.digest import Blob, Digest, digest_of
-from batchyard.cache.disk import DirectoryStore
-from batchyard.cache.folder import Folder
 from batchyard.cache.index import Index
-from batchyard.cache.memory import MemoryStore
 from batchyard.cache.sealed import BlobStore
+from batchyard.cache.stores.disk import DirectoryStore
+from batchyard.cache.stores.memory import MemoryStore
 from batchyard.cache.tree import put_tree
 
 
@@ -229,9 +229,9 @@ NODE = """
 import sys
 from pathlib import Path
 from batchyard.broker.seal import KeyRing
-from batchyard.cache.copies import LocalCopies
-from batchyard.cache.disk import DirectoryStore
-from batchyard.cache.folder import Folder
+from batchyard.cache.copies.local import LocalCopies
+from batchyard.cache.stores.disk import DirectoryStore
+from batchyard.cache.copies.folder import Folder
 from batchyard.cache.index import Index
 from batchyard.cache.sealed import BlobStore
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from batchyard.cache.lookover import MOST_AT_A_HIT, look_over, still_is
+from batchyard.cache.copies.lookover import MOST_AT_A_HIT, look_over, still_is
 from yardtest.faults.damage import tick
 
 BLOCK = 4096

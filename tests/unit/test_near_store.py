@@ -11,11 +11,11 @@ import pytest
 
 from batchyard.broker.errors import InvalidConfig
 from batchyard.broker.seal import KeyRing
-from batchyard.cache.bounded import Bounded
-from batchyard.cache.disk import DirectoryStore
 from batchyard.cache.identity import store_id
 from batchyard.cache.index import Index
-from batchyard.cache.memory import MemoryStore
+from batchyard.cache.stores.bounded import Bounded
+from batchyard.cache.stores.disk import DirectoryStore
+from batchyard.cache.stores.memory import MemoryStore
 from batchyard.worker import levels
 from batchyard.worker.near_store import mark_of, open_near_store
 

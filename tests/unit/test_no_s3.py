@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from batchyard.broker.errors import StoreUnavailable
-from batchyard.cache.access import S3Access
-from batchyard.cache.s3 import S3Store
+from batchyard.cache.stores.access import S3Access
+from batchyard.cache.stores.s3 import S3Store
 
 
 class Page(BaseHTTPRequestHandler):

@@ -9,10 +9,10 @@ import pytest
 from batchyard.broker.errors import OutputError, OutputMissing
 from batchyard.broker.seal import KeyRing, Readable
 from batchyard.cache.digest import Blob, digest_of
-from batchyard.cache.memory import MemoryStore
 from batchyard.cache.outputs import publish, size_of
 from batchyard.cache.packs import SMALL_BYTES
 from batchyard.cache.sealed import BlobStore
+from batchyard.cache.stores.memory import MemoryStore
 from batchyard.cache.tree import fetch_tree, read_tree
 
 

@@ -12,16 +12,16 @@ import pytest
 
 from batchyard.broker.errors import InputError, IntegrityError
 from batchyard.broker.seal import KeyRing, Readable
-from batchyard.cache.copies import LocalCopies
+from batchyard.cache.copies.folder import Folder
+from batchyard.cache.copies.gathered import stage_gathered
+from batchyard.cache.copies.local import LocalCopies
 from batchyard.cache.digest import Blob, digest_of
 from batchyard.cache.door import Door
-from batchyard.cache.folder import Folder
-from batchyard.cache.gathered import stage_gathered
 from batchyard.cache.index import Index
 from batchyard.cache.manifest import File, encode
-from batchyard.cache.memory import MemoryStore
 from batchyard.cache.packs import MOST_PACK_BYTES, SMALL_BYTES, Pack, Packer, Place
 from batchyard.cache.sealed import BlobStore
+from batchyard.cache.stores.memory import MemoryStore
 from batchyard.cache.tree import build_tree, fetch_tree, put_tree, read_small, read_tree
 
 KIB = 1 << 10

@@ -15,11 +15,11 @@ from batchyard.broker.errors import InvalidConfig, StoreUnavailable
 from batchyard.broker.hints import Peer
 from batchyard.broker.seal import KeyRing
 from batchyard.broker.store import Yard
-from batchyard.cache.announced import Announced
-from batchyard.cache.memory import MemoryStore
-from batchyard.cache.peercall import is_stamped, join_address, split_address, stamp
-from batchyard.cache.peers import Doors, Transfer
-from batchyard.cache.store import CopyLost, sizes_of
+from batchyard.cache.stores.announced import Announced
+from batchyard.cache.stores.memory import MemoryStore
+from batchyard.cache.stores.peercall import is_stamped, join_address, split_address, stamp
+from batchyard.cache.stores.peers import Doors, Transfer
+from batchyard.cache.stores.protocol import CopyLost, sizes_of
 from batchyard.worker.levels import open_levels
 from batchyard.worker.options import NodeOptions
 from batchyard.worker.peering import Peering

@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from batchyard.broker.errors import InputError, StoreUnavailable
-from batchyard.cache.remote_address import is_public, reachable
+from batchyard.cache.remote.address import is_public, reachable
 
 
 @pytest.mark.parametrize("text", ["1.1.1.1", "93.184.216.34", "2606:4700:4700::1111", "64:ff9b::101:101"])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-from batchyard.cache.access import S3Access
-from batchyard.cache.remote_known import Known, KnownRemotes, name_of
+from batchyard.cache.remote.known import Known, KnownRemotes, name_of
+from batchyard.cache.stores.access import S3Access
 
 ONE = Known(validator="v", digest="sha256:" + "a" * 64)
 

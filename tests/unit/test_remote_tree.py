@@ -8,9 +8,9 @@ import pytest
 
 from batchyard.broker.errors import InputError
 from batchyard.broker.uri import S3Uri
-from batchyard.cache.deliver import AttemptMark
-from batchyard.cache.remote_object import Found
-from batchyard.cache.remote_tree import Plan, plan
+from batchyard.cache.remote.deliver import AttemptMark
+from batchyard.cache.remote.object import Found
+from batchyard.cache.remote.tree import Plan, plan
 
 PLACE = S3Uri(bucket="b", key="dir/")
 

@@ -13,11 +13,11 @@ from batchyard.broker.errors import IntegrityError, StoreUnavailable
 from batchyard.broker.seal import HEADER_BYTES, KeyRing, Readable, SealUnknown
 from batchyard.cache import wraps
 from batchyard.cache.kept import Kept
-from batchyard.cache.memory import MemoryStore
 from batchyard.cache.rewrap import Rewrap, first_bytes
 from batchyard.cache.sealed import BlobStore
-from batchyard.cache.store import Unreadable
-from batchyard.cache.tiered import Tiered
+from batchyard.cache.stores.memory import MemoryStore
+from batchyard.cache.stores.protocol import Unreadable
+from batchyard.cache.stores.tiered import Tiered
 from batchyard.cache.wraps import Records, Shards, bits_for, shard_of
 from yardtest.keys import retired, rotated
 

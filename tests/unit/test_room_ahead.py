@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchyard.broker.seal import KeyRing
-from batchyard.cache.bounded import Bounded
-from batchyard.cache.copies import LocalCopies
-from batchyard.cache.folder import Folder
+from batchyard.cache.copies.folder import Folder
+from batchyard.cache.copies.local import LocalCopies
 from batchyard.cache.index import Index
-from batchyard.cache.memory import MemoryStore
 from batchyard.cache.sealed import BlobStore
 from batchyard.cache.shelf import SOFT, Entry, Shelf
+from batchyard.cache.stores.bounded import Bounded
+from batchyard.cache.stores.memory import MemoryStore
 
 BLOCK = 4096
 

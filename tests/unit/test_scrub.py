@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from batchyard.broker.seal import KeyRing
-from batchyard.cache.bounded import Bounded
-from batchyard.cache.copies import LocalCopies
-from batchyard.cache.folder import Folder
-from batchyard.cache.gathered import stage_gathered
+from batchyard.cache.copies.folder import Folder
+from batchyard.cache.copies.gathered import stage_gathered
+from batchyard.cache.copies.local import LocalCopies
+from batchyard.cache.copies.scrub import Pace, Scrub, ScrubCounts
 from batchyard.cache.index import Index
-from batchyard.cache.memory import MemoryStore
-from batchyard.cache.scrub import Pace, Scrub, ScrubCounts
 from batchyard.cache.sealed import BlobStore
-from batchyard.cache.tiered import Tiered
+from batchyard.cache.stores.bounded import Bounded
+from batchyard.cache.stores.memory import MemoryStore
+from batchyard.cache.stores.tiered import Tiered
 from batchyard.cache.tree import put_tree
 
 

@@ -12,9 +12,9 @@ import pytest
 from batchyard.broker.errors import InputError, IntegrityError, NotFound, StoreUnavailable
 from batchyard.broker.seal import KeyRing, Readable, SealUnknown
 from batchyard.cache.digest import Blob, copy_hashed, digest_of, parse_digest
-from batchyard.cache.disk import DirectoryStore
-from batchyard.cache.memory import MemoryStore
 from batchyard.cache.sealed import BlobStore
+from batchyard.cache.stores.disk import DirectoryStore
+from batchyard.cache.stores.memory import MemoryStore
 
 MARK = b"PLANTED-PLAINTEXT-THAT-MUST-NOT-BE-FOUND"
 

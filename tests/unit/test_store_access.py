@@ -8,10 +8,10 @@ from urllib.parse import quote
 import pytest
 
 from batchyard.broker.errors import InvalidConfig, NotFound
-from batchyard.cache.access import S3Access
-from batchyard.cache.disk import DirectoryStore
-from batchyard.cache.place import store_at
-from batchyard.cache.s3 import S3Store
+from batchyard.cache.stores.access import S3Access
+from batchyard.cache.stores.disk import DirectoryStore
+from batchyard.cache.stores.place import store_at
+from batchyard.cache.stores.s3 import S3Store
 
 SECRET = "a-secret-that-is-shown-nowhere"
 FILE = f"""\

@@ -6,8 +6,8 @@ import io
 from collections.abc import Iterator
 
 from batchyard.broker.seal import KeyRing
-from batchyard.cache.memory import MemoryStore
 from batchyard.cache.sealed import BlobStore
+from batchyard.cache.stores.memory import MemoryStore
 from batchyard.cache.survey import Survey
 
 

@@ -10,13 +10,13 @@ import pytest
 
 from batchyard.broker.errors import BlobMissing, InvalidConfig
 from batchyard.broker.seal import KeyRing
-from batchyard.cache.copies import LocalCopies
+from batchyard.cache.copies.folder import Folder
+from batchyard.cache.copies.local import LocalCopies
 from batchyard.cache.digest import digest_of
-from batchyard.cache.folder import Folder
 from batchyard.cache.index import Index
-from batchyard.cache.memory import MemoryStore
-from batchyard.cache.remote_known import name_of
+from batchyard.cache.remote.known import name_of
 from batchyard.cache.sealed import BlobStore
+from batchyard.cache.stores.memory import MemoryStore
 from batchyard.cache.tree import put_tree
 
 TENANTS = ("", "alice", "bob")

@@ -11,9 +11,9 @@ from batchyard.broker.errors import InputError, IntegrityError, NotFound, Output
 from batchyard.broker.seal import KeyRing
 from batchyard.cache.digest import Blob, digest_of
 from batchyard.cache.manifest import EMPTY, Directory, Entry, File, Symlink, Tree, decode, encode, is_manifest
-from batchyard.cache.memory import MemoryStore
 from batchyard.cache.packs import MOST_PACK_BYTES, SMALL_BYTES
 from batchyard.cache.sealed import BlobStore
+from batchyard.cache.stores.memory import MemoryStore
 from batchyard.cache.tree import fetch_tree, put_tree, read_tree, remove_tree
 
 

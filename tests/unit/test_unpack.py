@@ -22,10 +22,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchyard.broker.errors import DiskFull, InputError
-from batchyard.cache import archive as archives
-from batchyard.cache import unpack as unpacking
-from batchyard.cache.folder import charge_of
-from batchyard.cache.unpack import Unpacked, unpack
+from batchyard.cache.copies import archive as archives
+from batchyard.cache.copies import unpack as unpacking
+from batchyard.cache.copies.folder import charge_of
+from batchyard.cache.copies.unpack import Unpacked, unpack
 
 if sys.version_info >= (3, 14):
     from compression import zstd

@@ -14,12 +14,12 @@ import pytest
 
 from batchyard.broker.errors import DiskFull, InputError, StoreUnavailable
 from batchyard.broker.seal import KeyRing, Readable
-from batchyard.cache.copies import LocalCopies
-from batchyard.cache.disk import DirectoryStore
-from batchyard.cache.folder import Folder, charge_of
+from batchyard.cache.copies.folder import Folder, charge_of
+from batchyard.cache.copies.local import LocalCopies
 from batchyard.cache.index import Index
-from batchyard.cache.memory import MemoryStore
 from batchyard.cache.sealed import BlobStore
+from batchyard.cache.stores.disk import DirectoryStore
+from batchyard.cache.stores.memory import MemoryStore
 from batchyard.cache.tree import put_tree
 from batchyard.worker.engine.image_archive import small_archive
 from yardtest.wait import until

@@ -10,10 +10,10 @@ import pytest
 from batchyard.broker.errors import StoreUnavailable
 from batchyard.broker.seal import KeyRing
 from batchyard.cache.digest import Blob, Kind, digest_of
-from batchyard.cache.memory import MemoryStore
 from batchyard.cache.packs import SMALL_BYTES
 from batchyard.cache.parts import parts_of
 from batchyard.cache.sealed import BlobStore
+from batchyard.cache.stores.memory import MemoryStore
 from batchyard.cache.tree import put_tree
 from batchyard.cache.whole import all_there
 

@@ -20,7 +20,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 from batchyard.broker.certificate import write_server_certificate
-from batchyard.cache.access import S3Access
+from batchyard.cache.stores.access import S3Access
 from batchyard.worker.binaries import find
 from batchyard.worker.supervise import tie_to
 

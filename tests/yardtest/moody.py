@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from batchyard.broker.certificate import write_server_certificate
-from batchyard.cache.access import S3Access
+from batchyard.cache.stores.access import S3Access
 
 from .minio import S3Server
 

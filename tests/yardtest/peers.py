@@ -10,13 +10,13 @@ from pathlib import Path
 from types import TracebackType
 
 from batchyard.broker.store import Yard
-from batchyard.cache.bounded import Bounded
-from batchyard.cache.counted import Counted
-from batchyard.cache.disk import DirectoryStore
 from batchyard.cache.index import Index
 from batchyard.cache.sealed import BlobStore
-from batchyard.cache.store import Store
-from batchyard.cache.tiered import Tiered
+from batchyard.cache.stores.bounded import Bounded
+from batchyard.cache.stores.counted import Counted
+from batchyard.cache.stores.disk import DirectoryStore
+from batchyard.cache.stores.protocol import Store
+from batchyard.cache.stores.tiered import Tiered
 from batchyard.worker.options import NodeOptions
 from batchyard.worker.peering import Peering
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from batchyard.broker.errors import ImageError, InputError
-from batchyard.cache.archive import Content, Member, members, tar_inside
+from batchyard.cache.copies.archive import Content, Member, members, tar_inside
 
 _SMALL_BYTES, _ALL_SMALL_BYTES = 1 << 20, 64 << 20
 _MOST_NAMES, _MOST_LAYERS, _MOST_HOPS = 100_000, 256, 8

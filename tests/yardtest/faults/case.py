@@ -29,9 +29,9 @@ from unittest import mock
 from batchyard.broker.errors import BatchyardError, DiskFull, Retryable
 from batchyard.broker.seal import KeyRing, Readable, SealUnknown
 from batchyard.cache import packs, tree
+from batchyard.cache.copies.folder import charge_of
+from batchyard.cache.copies.gathered import stage_gathered
 from batchyard.cache.digest import Digest, Kind
-from batchyard.cache.folder import charge_of
-from batchyard.cache.gathered import stage_gathered
 from batchyard.cache.sealed import BlobStore
 from batchyard.cache.tree import fetch_tree, put_tree, remove_tree
 from yardtest.minio import S3Server

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from batchyard.broker.seal import KeyRing
-from batchyard.cache.folder import KINDS
+from batchyard.cache.copies.folder import KINDS
 from batchyard.cache.tree import remove_tree
 
 from .places import Place

@@ -12,10 +12,10 @@ from typing import Protocol
 import urllib3
 
 from batchyard.broker.hints import Peer, Sought
-from batchyard.cache.disk import DirectoryStore
-from batchyard.cache.peers import Transfer
-from batchyard.cache.s3 import S3Store
-from batchyard.cache.store import Store
+from batchyard.cache.stores.disk import DirectoryStore
+from batchyard.cache.stores.peers import Transfer
+from batchyard.cache.stores.protocol import Store
+from batchyard.cache.stores.s3 import S3Store
 from yardtest.minio import S3Server
 
 

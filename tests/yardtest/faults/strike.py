@@ -18,7 +18,7 @@ from unittest import mock
 import urllib3
 
 from batchyard.cache.index import Index
-from batchyard.cache.s3call import Calls
+from batchyard.cache.stores.s3call import Calls
 
 Kind = Literal["none", "full", "broken", "died", "killed"]
 _WRITES = ("write", "pwrite")

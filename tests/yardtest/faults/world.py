@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import TypeAlias
 
 from batchyard.broker.seal import KeyRing
-from batchyard.cache.bounded import Bounded
-from batchyard.cache.copies import LocalCopies
+from batchyard.cache.copies.folder import KINDS, Folder, charge_of
+from batchyard.cache.copies.local import LocalCopies
 from batchyard.cache.digest import Blob, Digest, digest_of
-from batchyard.cache.folder import KINDS, Folder, charge_of
 from batchyard.cache.index import Index
-from batchyard.cache.memory import MemoryStore
-from batchyard.cache.peered import Peered
 from batchyard.cache.sealed import BlobStore
 from batchyard.cache.shelf import charge
-from batchyard.cache.store import Store, sizes_of
-from batchyard.cache.tiered import Tiered
+from batchyard.cache.stores.bounded import Bounded
+from batchyard.cache.stores.memory import MemoryStore
+from batchyard.cache.stores.peered import Peered
+from batchyard.cache.stores.protocol import Store, sizes_of
+from batchyard.cache.stores.tiered import Tiered
 from batchyard.cache.tree import put_tree, read_tree
 
 from .places import Neighbour, Place

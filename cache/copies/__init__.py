@@ -1,0 +1,1 @@
+"""Verified, decrypted copies on this node, beside the containers."""

@@ -1,0 +1,1 @@
+"""What jobs read from elsewhere and deliver there: `s3://` and `https://`."""
