@@ -40,8 +40,10 @@ class Blobs(Protocol):
         """Keeps a file or directory: {"digest", "size" in bytes, "kind": "file" or "tree"}. InputError, DiskFull …"""
         ...
 
-    def get(self, digest: str, path: Path, *, on_bytes: OnBytes | None = None) -> str:
-        """Writes the verified content to `path`, which must not exist; its kind. NotFound, IntegrityError …"""
+    def get(self, digest: str, path: Path, *, part: str = "", on_bytes: OnBytes | None = None) -> str:
+        """Writes the verified content to `path`, which must not exist; its kind. part: only what the tree has at this
+        path. NotFound, IntegrityError …
+        """
         ...
 
     def look(self, digest: str) -> dict[str, Any]:
@@ -132,8 +134,8 @@ class LazyBlobs:
     ) -> dict[str, Any]:
         return self._blobs().put(path, on_bytes=on_bytes, before_put=before_put)
 
-    def get(self, digest: str, path: Path, *, on_bytes: OnBytes | None = None) -> str:
-        return self._blobs().get(digest, path, on_bytes=on_bytes)
+    def get(self, digest: str, path: Path, *, part: str = "", on_bytes: OnBytes | None = None) -> str:
+        return self._blobs().get(digest, path, part=part, on_bytes=on_bytes)
 
     def look(self, digest: str) -> dict[str, Any]:
         return self._blobs().look(digest)

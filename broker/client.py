@@ -407,10 +407,12 @@ class Client:
         puts.pin()
         return kept
 
-    def get(self, digest: str, path: Path, *, tenant: str = "", on_bytes: OnBytes | None = None) -> str:
-        """Writes a blob to a path that does not exist yet, a directory for a tree; "file" or "tree"."""
+    def get(self, digest: str, path: Path, *, part: str = "", tenant: str = "", on_bytes: OnBytes | None = None) -> str:
+        """Writes a blob to a path that does not exist yet, a directory for a tree; "file" or "tree". part: the path of
+        a file or directory in a tree, of which only that is written.
+        """
         try:
-            return self._store(tenant).get(digest, path, on_bytes=on_bytes)
+            return self._store(tenant).get(digest, path, part=part, on_bytes=on_bytes)
         except BlobMissing:
             raise NotFound(_missing(digest)) from None
 
@@ -480,7 +482,7 @@ class Client:
 def _missing(digest: str) -> str:
     return (
         f"blob {digest}, or a file that it names, is not in this store; correct the digest, --tenant or --store, "
-        "or put it again if it has expired; a small file of a directory is there with the directory only"
+        "or put it again if it has expired; a small file of a directory is no blob of its own: get DIRECTORY/PATH"
     )
 
 

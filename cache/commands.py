@@ -98,6 +98,7 @@ def _save_image(image: str, path: Path) -> None:
         "batchyard get sha256:… table.csv",
         "batchyard get ID:table table.csv          the output `table` of a job",
         "batchyard get ID:table - | wc -l",
+        "batchyard get ID:folder/sub/a.csv a.csv   one file or directory of a directory",
     )
 )
 @click.argument("what")
@@ -108,26 +109,41 @@ def _save_image(image: str, path: Path) -> None:
 def get(doors: Doors, what: str, path: Path, tenant: str, as_json: bool) -> None:
     """Write a blob (sha256:… or ID:OUTPUT) to PATH, which must not exist yet (- for stdout).
 
-    A tree becomes a directory.
+    A tree becomes a directory. With /PATH behind its name, only what it has there is fetched: a file or a directory.
     """
+    name, part = _parted(what)
     with doors.client() as client:
-        digest, owner = client.named(what, tenant)
+        digest, owner = client.named(name, tenant)
         if str(path) != "-":
-            kind = _fetch(client, digest, owner, path, as_json=as_json)
+            kind = _fetch(client, digest, part, owner, path, as_json=as_json)
             if as_json:
-                print_json({"digest": digest, "path": str(path), "kind": kind})
+                told = {"digest": digest, "part": part} if part else {"digest": digest}
+                print_json({**told, "path": str(path), "kind": kind})
             return
         with tempfile.TemporaryDirectory() as folder:  # nothing is shown before all of it was verified
             whole = Path(folder) / "blob"
-            if _fetch(client, digest, owner, whole, as_json=as_json) == "tree":
-                raise click.UsageError("this blob is a directory; give a path instead of -")
+            if _fetch(client, digest, part, owner, whole, as_json=as_json) == "tree":
+                raise click.UsageError("this is a directory; give a path instead of -")
             with whole.open("rb") as file:
                 shutil.copyfileobj(file, sys.stdout.buffer)
 
 
-def _fetch(client: Client, digest: str, tenant: str, path: Path, *, as_json: bool) -> str:
-    """The blob's kind, once it is all there."""
+def _parted(what: str) -> tuple[str, str]:
+    """The name of a blob, and the path in it."""
+    name, _, part = what.partition("/")
+    return (name, part.strip("/")) if ":" in name else (what, "")
+
+
+def _fetch(client: Client, digest: str, part: str, tenant: str, path: Path, *, as_json: bool) -> str:
+    """The kind of what was wanted, once it is all there."""
     shown = progress.wanted(as_json=as_json)
-    total = client.look(digest, tenant=tenant)["size"] if shown else None
-    with progress.transfer(f"get {digest[:15]}…", total, shown=shown) as on_bytes:
-        return client.get(digest, path, tenant=tenant, on_bytes=on_bytes)
+    total = _size(client.look(digest, tenant=tenant), part) if shown else None
+    with progress.transfer(f"get {part or f'{digest[:15]}…'}", total, shown=shown) as on_bytes:
+        return client.get(digest, path, part=part, tenant=tenant, on_bytes=on_bytes)
+
+
+def _size(blob: Mapping[str, Any], part: str) -> int:
+    """Bytes of content."""
+    if not part:
+        return int(blob["size"])
+    return sum(one.get("size", 0) for one in blob["entries"] if f"{one['path']}/".startswith(f"{part}/"))

@@ -10,6 +10,7 @@ from batchyard.broker.blobs import Lines
 from batchyard.broker.errors import InputError
 from batchyard.broker.seal import KeyRing
 
+from .excerpt import fetch_excerpt
 from .manifest import Directory, Entry, File, Symlink, is_manifest
 from .rewrap import Rewrap
 from .sealed import BeforePut, BlobStore, OnBytes
@@ -42,12 +43,17 @@ class Door:
         blob = put_tree(blobs, path, on_bytes) if path.is_dir() else blobs.put_file(path, on_bytes)
         return blob.as_json()
 
-    def get(self, digest: str, path: Path, *, on_bytes: OnBytes | None = None) -> str:
-        """Write a blob to `path`, whole or not at all; its kind. InputError: the path exists, or has no folder."""
+    def get(self, digest: str, path: Path, *, part: str = "", on_bytes: OnBytes | None = None) -> str:
+        """Write a blob, or what a tree has at `part`, to `path`, whole or not at all; its kind.
+
+        InputError: the path exists, or has no folder. NotFound: the tree has no such part.
+        """
         if path.exists() or path.is_symlink():
             raise InputError(f'"{path}" exists already; choose another place')
         if not path.parent.is_dir():
             raise InputError(f'the folder "{path.parent}" does not exist; make it first')
+        if part:
+            return fetch_excerpt(self._blobs, digest, part, path, on_bytes)
         with self._blobs.open(digest) as stream:
             tree = is_manifest(stream.read(_HEAD_BYTES))
         if tree:

@@ -337,7 +337,14 @@ def test_ls_lists_jobs_outputs_and_trees(ground: Ground, batchyard: Any, tmp_pat
     small, large = (next(word for word in line.split() if word.startswith("sha256:")) for line in long_[:2])
     assert batchyard("ls", large)[1] == f"a file of 300000 bytes: {large}\n"
     code, _, err = batchyard("ls", small)
-    assert (code, "a small file of a directory is there with the directory only" in err) == (1, True)
+    assert (code, "a small file of a directory is no blob of its own: get DIRECTORY/PATH" in err) == (1, True)
+    assert batchyard("get", f"{job_id}:t/a", "-")[:2] == (0, "hello\n")
+    part = {"digest": tree["digest"], "part": "sub", "path": str(tmp_path / "part"), "kind": "tree"}
+    assert json.loads(batchyard("get", "--json", f"{tree['digest']}/sub/", str(tmp_path / "part"))[1]) == part
+    assert [path.read_text() for path in (tmp_path / "part").iterdir()] == ["x"]
+    code, _, err = batchyard("get", f"{job_id}:t/b", "-")
+    assert (code, f'tree {tree["digest"]} has no "b"; `batchyard ls' in err) == (1, True)
+    assert "this is a directory" in batchyard("get", f"{job_id}:t/sub", "-")[2]
     assert batchyard("get", f"{job_id}:t", str(tmp_path / "back"))[0] == 0
     assert (tmp_path / "back" / "a").read_text() == "hello\n"
     code, _, err = batchyard("ls", f"{job_id}:nosuch")

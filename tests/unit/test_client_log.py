@@ -40,7 +40,7 @@ class Blobs:
     ) -> dict[str, Any]:
         raise NotImplementedError
 
-    def get(self, digest: str, path: Path, *, on_bytes: OnBytes | None = None) -> str:
+    def get(self, digest: str, path: Path, *, part: str = "", on_bytes: OnBytes | None = None) -> str:
         raise NotImplementedError
 
     def look(self, digest: str) -> dict[str, Any]:
