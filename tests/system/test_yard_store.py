@@ -75,7 +75,8 @@ def test_a_redis_that_was_emptied_takes_the_stores_id(yard: Yard, tmp_path: Path
 def test_an_id_that_does_not_open_is_nobodys(yard: Yard, tmp_path: Path) -> None:
     opened(yard, str(tmp_path / "store"))
     [path] = [p for p in (tmp_path / "store" / "objects").rglob("*") if p.is_file()]
-    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(InvalidConfig, match="does not open"):
         opened(yard, str(tmp_path / "store"))
 
