@@ -56,8 +56,10 @@ def record(yard: Yard, job_id: str, *, patience_s: float = PATIENCE_S) -> Record
             return yard.record(job_id)
         if not listed:
             raise
-    text = f'no job "{job_id}" yet: messages still wait to be taken in; `batchyard why {job_id}` says more'
-    raise NotFound(text)
+    raise NotFound(
+        f'no job "{job_id}" yet: messages still wait to be taken in; or it was never sent, its record has expired, or '
+        f"the id is not whole; `batchyard why {job_id}` says more"
+    )
 
 
 def _queues(yard: Yard) -> Sequence[str]:

@@ -21,7 +21,7 @@ from kombu.exceptions import KombuError, OperationalError
 
 from . import arrival, keys
 from .arrays import index_of, parent_of
-from .arrival import PATIENCE_S, check_known
+from .arrival import check_known
 from .blobs import Blobs, LazyBlobs, OnBytes
 from .consumables import Consumables, unmet
 from .deadletters import DeadLetters
@@ -201,12 +201,11 @@ class Client:
             raise InvalidJob(f"consumables.{wrong[0]}", job.consumables[wrong[0]], wrong[1])
         check_known(self.yard, config.by_priority(), [on.job_id for on in job.depends_on], self._sent)
 
-    def status(self, job_id: str, *, patience_s: float = PATIENCE_S) -> Record:
-        """Of one that was sent a moment ago, as soon as it is taken in; patience_s is how long that may take.
-
-        Raises NotFound.
+    def status(self, job_id: str, *, patience_s: float | None = None) -> Record:
+        """Of one that was sent a moment ago, as soon as it is taken in: an unknown job is waited for, for patience_s
+        (default 2), while messages wait to be taken in. Raises NotFound.
         """
-        return arrival.record(self.yard, job_id, patience_s=patience_s)
+        return arrival.record(self.yard, job_id, patience_s=arrival.PATIENCE_S if patience_s is None else patience_s)
 
     def members(self, record: Record) -> builtins.list[Record]:
         """The nodes of a job of several, by index; their ids are `<job id>#<index>`. None before it was placed."""

@@ -51,10 +51,10 @@ class JobLog:
             yield from self._sealed(self._blobs.of(record.tenant), record.log, after=last)
 
     def _first(self, follow: bool, awaited: bool) -> Record:
-        pause_s = 0.02
+        pause_s, patience_s = 0.02, 0.0 if awaited else arrival.PATIENCE_S
         while True:
             try:
-                return self._patiently(lambda: arrival.record(self._yard, self._id), follow)
+                return self._patiently(lambda: arrival.record(self._yard, self._id, patience_s=patience_s), follow)
             except NotFound:
                 if not awaited:
                     raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import tempfile
@@ -18,6 +19,8 @@ from batchyard.broker.errors import InvalidConfig
 
 if TYPE_CHECKING:
     from batchyard.broker.client import Client
+
+_OUTPUT_OR_DIGEST = re.compile(r".+?:[A-Za-z0-9][A-Za-z0-9_.-]*(?=/|$)")
 
 
 @click.command(
@@ -98,10 +101,10 @@ def _save_image(image: str, path: Path) -> None:
         "batchyard get sha256:… table.csv",
         "batchyard get ID:table table.csv          the output `table` of a job",
         "batchyard get ID:table - | wc -l",
-        "batchyard get ID:folder/sub/a.csv a.csv   one file or directory of a directory",
+        "batchyard get ID:folder/sub/a.csv a.csv   of the output `folder`, a directory, one file",
     )
 )
-@click.argument("what")
+@click.argument("what", metavar="BLOB[/PART]")
 @click.argument("path", type=click.Path(path_type=Path, allow_dash=True))
 @tenant_option
 @json_option
@@ -109,9 +112,9 @@ def _save_image(image: str, path: Path) -> None:
 def get(doors: Doors, what: str, path: Path, tenant: str, as_json: bool) -> None:
     """Write a blob (sha256:… or ID:OUTPUT) to PATH, which must not exist yet (- for stdout).
 
-    A tree becomes a directory. With /PATH behind its name, only what it has there is fetched: a file or a directory.
+    A tree becomes a directory. With PART, the path of a file or directory in a tree, only that is fetched.
     """
-    name, part = _parted(what)
+    name, part = parted(what)
     with doors.client() as client:
         digest, owner = client.named(name, tenant)
         if str(path) != "-":
@@ -120,30 +123,30 @@ def get(doors: Doors, what: str, path: Path, tenant: str, as_json: bool) -> None
                 told = {"digest": digest, "part": part} if part else {"digest": digest}
                 print_json({**told, "path": str(path), "kind": kind})
             return
+        if _is_directory(client.look(digest, tenant=owner), part):
+            raise click.UsageError("this is a directory; give a path instead of -")
         with tempfile.TemporaryDirectory() as folder:  # nothing is shown before all of it was verified
             whole = Path(folder) / "blob"
-            if _fetch(client, digest, part, owner, whole, as_json=as_json) == "tree":
-                raise click.UsageError("this is a directory; give a path instead of -")
+            _fetch(client, digest, part, owner, whole, as_json=as_json)
             with whole.open("rb") as file:
                 shutil.copyfileobj(file, sys.stdout.buffer)
 
 
-def _parted(what: str) -> tuple[str, str]:
-    """The name of a blob, and the path in it."""
-    name, _, part = what.partition("/")
-    return (name, part.strip("/")) if ":" in name else (what, "")
+def parted(what: str) -> tuple[str, str]:
+    """The name of a blob, and the path in it. An output's name, behind a colon, has no slash; a job's id may have."""
+    found = _OUTPUT_OR_DIGEST.match(what)
+    return (what[: found.end()], what[found.end() :].strip("/")) if found else (what, "")
+
+
+def _is_directory(blob: Mapping[str, Any], part: str) -> bool:
+    if not part:
+        return bool(blob["kind"] == "tree")
+    return any(entry["path"] == part and entry["type"] == "directory" for entry in blob["entries"])
 
 
 def _fetch(client: Client, digest: str, part: str, tenant: str, path: Path, *, as_json: bool) -> str:
     """The kind of what was wanted, once it is all there."""
     shown = progress.wanted(as_json=as_json)
-    total = _size(client.look(digest, tenant=tenant), part) if shown else None
+    total = client.look(digest, tenant=tenant)["size"] if shown and not part else None
     with progress.transfer(f"get {part or f'{digest[:15]}…'}", total, shown=shown) as on_bytes:
         return client.get(digest, path, part=part, tenant=tenant, on_bytes=on_bytes)
-
-
-def _size(blob: Mapping[str, Any], part: str) -> int:
-    """Bytes of content."""
-    if not part:
-        return int(blob["size"])
-    return sum(one.get("size", 0) for one in blob["entries"] if f"{one['path']}/".startswith(f"{part}/"))

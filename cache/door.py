@@ -52,10 +52,13 @@ class Door:
             raise InputError(f'"{path}" exists already; choose another place')
         if not path.parent.is_dir():
             raise InputError(f'the folder "{path.parent}" does not exist; make it first')
-        if part:
-            return fetch_excerpt(self._blobs, digest, part, path, on_bytes)
+        part = part.strip("/")
         with self._blobs.open(digest) as stream:
             tree = is_manifest(stream.read(_HEAD_BYTES))
+        if part and not tree:
+            raise InputError(f"blob {digest} is a file and has no parts; leave out {part[:200]!r}")
+        if part:
+            return fetch_excerpt(self._blobs, digest, part, path, on_bytes)
         if tree:
             fetch_tree(self._blobs, digest, path, on_bytes)
             return "tree"
@@ -78,7 +81,7 @@ class Door:
 
 
 def _shown(entry: Entry) -> dict[str, Any]:
-    """As `Blobs.look` gives it. mode: what `get` gives the file or directory."""
+    """As `Blobs.look` gives it. mode: what `get` of the tree gives the file or directory."""
     path = entry.path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     match entry:
         case File():

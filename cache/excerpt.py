@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +18,14 @@ _MODE, _MODE_OF_EXECUTABLES = 0o644, 0o755
 
 
 def fetch_excerpt(blobs: BlobStore, digest: Digest, path: str, dest: Path, on_bytes: OnBytes | None = None) -> Kind:
-    """Write what a tree has at `path` to `dest`, whole or not at all; `dest` must not exist, but its parent must.
+    """Write what a tree has at `path` to `dest`, whole or not at all; the parent of `dest` must exist.
 
     A directory as `fetch_tree` does it; a file gets mode 0644, or 0755 if executable. Only what is needed is read.
-    Raises as `excerpt` and `fetch_tree`.
+    InputError: `dest` exists. Else as `excerpt` and `fetch_tree`.
     """
     tree = read_tree(blobs, digest)
+    if os.path.lexists(dest):
+        raise InputError(f'"{dest}" exists already; choose another place')
     found = excerpt(tree, path, digest)
     if isinstance(found, Tree):
         build_tree(blobs, found, dest, on_bytes)
@@ -52,14 +55,12 @@ def excerpt(tree: Tree, path: str, digest: Digest) -> Tree | File:
 
     NotFound: it has nothing there. InputError: a symlink, or a directory with one that leads out of it.
     """
-    path = path.strip("/")
     entry = next((entry for entry in tree.entries if entry.path == path), None)
     if entry is None:
-        raise NotFound(f'tree {digest} has no "{path}"; `batchyard ls {digest}` lists what it has')
+        raise NotFound(f"tree {digest} has no {path[:200]!r}; `batchyard ls` of it lists what it has")
     if isinstance(entry, Symlink):
-        raise InputError(
-            f'"{path}" of tree {digest} is a symlink to "{entry.target}"; name that, or get the whole tree'
-        )
+        what = f"{path[:200]!r} of tree {digest} is a symlink to {entry.target[:200]!r}"
+        raise InputError(f"{what}; name that, or get the whole tree")
     if isinstance(entry, File):
         return entry
     inside = f"{path}/"
@@ -67,5 +68,5 @@ def excerpt(tree: Tree, path: str, digest: Digest) -> Tree | File:
     try:
         check(beneath)
     except BadEntry as error:
-        raise InputError(f'"{path}" of tree {digest} is no tree by itself: {error}; get the whole one') from None
+        raise InputError(f"{path[:200]!r} of tree {digest} is no tree by itself: {error}; get the whole one") from None
     return Tree(entries=beneath, packs=tree.packs)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ..arrival import PATIENCE_S
 from ..errors import NotFound
 from . import show
 from .complete import job_ids
@@ -30,13 +29,16 @@ F = TypeVar("F", bound=Callable[..., Any])
 @json_option
 @yard_options
 def status(doors: Doors, ids: Sequence[str], as_json: bool) -> int:
-    """Show what the yard knows of jobs. Exits with 1 when there is one that it does not know."""
+    """Show what the yard knows of jobs; of one that was sent a moment ago, as soon as it is taken in.
+
+    Exits with 1 when there is one that it does not know.
+    """
     records: list[Record] = []
     unknown: list[NotFound] = []
     with doors.client() as client:
         for job_id in ids:
             try:
-                patience_s = 0 if unknown else PATIENCE_S  # waited for once, not for each
+                patience_s = 0 if unknown else None  # waited for once, not for each
                 records.append(client.status(client.whole_id(job_id), patience_s=patience_s))
             except NotFound as error:
                 unknown.append(error)

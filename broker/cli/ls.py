@@ -74,7 +74,8 @@ def ls(
 def _job(client: Client, name: str) -> Record | None:
     """The job of this id; None where the name may be that of an output."""
     try:
-        return client.status(client.whole_id(name))
+        # an output's name is no job's, nothing is waited for
+        return client.status(client.whole_id(name), patience_s=0 if ":" in name else None)
     except NotFound:
         if ":" not in name:
             raise

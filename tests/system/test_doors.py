@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from batchyard.broker import arrival
 from batchyard.broker.client import Client
 from batchyard.broker.errors import InvalidJob, NotEnded, NotFound
 from batchyard.broker.followups import Followups
@@ -305,12 +306,27 @@ def test_why_knows_delayed_cancelled_ended_and_unknown_jobs(ground: Ground, batc
     assert [r["code"] for r in reasons(batchyard, "nosuch")] == ["cancel_stored"]
 
 
-def test_why_finds_a_message_that_nobody_takes_in(ground: Ground, batchyard: Any) -> None:
+def test_why_finds_a_message_that_nobody_takes_in(
+    ground: Ground, batchyard: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ground.controller.send_signal(signal.SIGSTOP)
     try:
         ids = [batchyard("submit", "--image", "busybox")[1].strip() for _ in range(3)]
         found = reasons(batchyard, ids[2])
         assert [(r["code"], r["queue"], r["before"]) for r in found] == [("waits_for_intake", "cpu", 2)]
+        waited: list[float] = []
+        real = arrival.missing
+
+        def look(*asked: Any, patience_s: float) -> tuple[list[str], bool]:
+            waited.append(patience_s)
+            return real(*asked, patience_s=min(patience_s, 0.05))
+
+        monkeypatch.setattr(arrival, "missing", look)
+        code, _, err = batchyard("status", *ids)
+        assert (code, err.count(" yet: messages still wait to be taken in")) == (1, 3)
+        assert batchyard("ls", f"{ids[0]}:o")[0] == 1
+        once = arrival.PATIENCE_S
+        assert waited == [once, 0, 0, 0, once], "once for all jobs, and not for one with the name of an output"
     finally:
         ground.controller.send_signal(signal.SIGCONT)
 
@@ -343,7 +359,7 @@ def test_ls_lists_jobs_outputs_and_trees(ground: Ground, batchyard: Any, tmp_pat
     assert json.loads(batchyard("get", "--json", f"{tree['digest']}/sub/", str(tmp_path / "part"))[1]) == part
     assert [path.read_text() for path in (tmp_path / "part").iterdir()] == ["x"]
     code, _, err = batchyard("get", f"{job_id}:t/b", "-")
-    assert (code, f'tree {tree["digest"]} has no "b"; `batchyard ls' in err) == (1, True)
+    assert (code, f"tree {tree['digest']} has no 'b'; `batchyard ls" in err) == (1, True)
     assert "this is a directory" in batchyard("get", f"{job_id}:t/sub", "-")[2]
     assert batchyard("get", f"{job_id}:t", str(tmp_path / "back"))[0] == 0
     assert (tmp_path / "back" / "a").read_text() == "hello\n"
