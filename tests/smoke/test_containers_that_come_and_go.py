@@ -87,7 +87,7 @@ def test_a_node_that_is_killed_takes_up_its_job_when_it_comes_back(celery_setup:
 def test_a_node_that_is_killed_for_good_loses_its_job_to_another(
     celery_setup: Setup, job: Job, place: Place, node_b: NodeContainer
 ) -> None:
-    sent = job("sleep 4").apply_async()
+    sent = job("sleep 6").apply_async()
     running(sent)
     owner, other = owner_and_other(celery_setup, node_b, place, sent)
     owner.kill()
@@ -99,7 +99,7 @@ def test_a_node_that_is_killed_for_good_loses_its_job_to_another(
 def test_a_node_that_is_told_to_go_gives_its_job_to_another(
     celery_setup: Setup, job: Job, place: Place, node_b: NodeContainer
 ) -> None:
-    sent = job("sleep 4").apply_async()
+    sent = job("sleep 6").apply_async()
     before = running(sent)
     owner, other = owner_and_other(celery_setup, node_b, place, sent)
     owner.kill("SIGTERM")

@@ -156,7 +156,7 @@ def test_flower_has_its_picture_taken(stack: Stack, producer: Celery, image: str
 def test_a_job_goes_on_in_its_container_while_the_nodes_is_killed_and_started(
     stack: Stack, producer: Celery, yard: Yard, image: str
 ) -> None:
-    sent = send(producer, image, "sleep 5; echo through >/work/n", outputs={"n": "/work/n"})
+    sent = send(producer, image, "sleep 8; echo through >/work/n", outputs={"n": "/work/n"})
     before = until(lambda: job_container(stack, sent.id), "the job runs", timeout_s=30)
     stack.compose("kill", "worker")
     assert job_container(stack, sent.id) == before

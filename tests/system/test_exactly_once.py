@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from yardtest.counter import LineCounter
+from yardtest.counter import UNTIL_LET_GO, LineCounter
 from yardtest.wait import until
 from yardtest.yard import LEASE_S, TestYard, running_yard
 
@@ -134,7 +134,7 @@ def five_seconds(yard: TestYard) -> Iterator[float]:
 def test_a_job_whose_node_is_killed_goes_on_elsewhere_within_two_leases(
     yard: TestYard, counter: LineCounter, five_seconds: float
 ) -> None:
-    job_id = yard.send_quietly(f"{SAY}; sleep 5", inputs=counter.inputs)
+    job_id = yard.send_quietly(f"{SAY}; {UNTIL_LET_GO}", inputs=counter.inputs)
     first = yard.running(job_id).node
     until(lambda: counter.times(job_id), "it has said that it runs")
     until(lambda: yard.lease_left_s(job_id) > five_seconds / 2 + 0.5, "its lease is one of five seconds")
@@ -143,6 +143,7 @@ def test_a_job_whose_node_is_killed_goes_on_elsewhere_within_two_leases(
     yard.kill9(yard.nodes[first])
     try:
         until(lambda: len(counter.times(job_id)) == 2, "it starts again", timeout_s=20)
+        counter.let_go()
         record = yard.ended(job_id)
     finally:
         yard.start_node(first)  # it removes what it left
@@ -155,20 +156,19 @@ def test_a_job_whose_node_is_killed_goes_on_elsewhere_within_two_leases(
 
 
 def test_a_restarted_node_goes_on_with_its_container_and_all_of_its_log(
-    yard: TestYard, counter: LineCounter, five_seconds: float
+    patient: TestYard, counted: LineCounter
 ) -> None:
     script = f"{SAY}; for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do echo line $i; sleep 0.2; done; exit 3"
-    job_id = yard.send_quietly(script, inputs=counter.inputs)
-    node = yard.running(job_id).node
+    job_id = patient.send_quietly(script, inputs=counted.inputs)
+    node = patient.running(job_id).node
     assert node is not None
-    until(lambda: yard.lease_left_s(job_id) > five_seconds / 2 + 0.5, "its lease is one of five seconds")
-    yard.kill9(yard.nodes[node])
-    yard.start_node(node)
-    record = yard.ended(job_id)
+    patient.kill9(patient.nodes[node])
+    patient.start_node(node)
+    record = patient.ended(job_id)
     assert (record.state, record.exit_code, record.node, record.losses) == ("FAILED", 3, node, 0)
     assert len(record.attempts) == 1
-    assert counter.lines() == [job_id]
-    told = yard.producer.AsyncResult(job_id)
+    assert counted.lines() == [job_id]
+    told = patient.producer.AsyncResult(job_id)
     tail = told.result.args[1]["log_tail"]
     assert tail.splitlines() == [f"line {i}" for i in range(1, 16)]
 

@@ -17,7 +17,7 @@ from batchyard.broker.deadletters import DeadLetters
 from batchyard.broker.record import Record
 from batchyard.broker.seal import KeyRing
 from yardtest import poison
-from yardtest.counter import LineCounter
+from yardtest.counter import UNTIL_LET_GO, LineCounter
 from yardtest.engine import PrivateEngine
 from yardtest.wait import until
 from yardtest.yard import LEASE_S, TestYard, running_yard
@@ -237,7 +237,7 @@ def fates(yard: TestYard, ids: list[str], *, timeout_s: float = 90.0) -> list[Re
 
 def outage(yard: TestYard, counter: LineCounter, away_s: float) -> None:
     """Redis stops under running jobs, some of which end meanwhile, and queued ones, and comes back."""
-    lasts_s = [away_s / 2, away_s / 2, away_s + 3, away_s + 3]
+    lasts_s = [away_s - 1, away_s - 1, away_s + 3, away_s + 3]
     running = [yard.send_quietly(f"{SAY}; sleep {s}", vcpus=1, inputs=counter.inputs) for s in lasts_s]
     for job_id in running:
         yard.running(job_id)
@@ -268,12 +268,13 @@ def test_kill_9_of_redis_under_100_queued_and_8_running_jobs_loses_nothing(
 ) -> None:
     yard.forget_node("a")
     yard.start_node("a", vcpus=2)
-    running = [yard.send_quietly(f"{SAY}; sleep 3", inputs=counter.inputs) for _ in range(8)]
+    running = [yard.send_quietly(f"{SAY}; {UNTIL_LET_GO}", inputs=counter.inputs) for _ in range(8)]
     for job_id in running:
         yard.running(job_id)
     queued = [yard.send_quietly(SAY, inputs=counter.inputs) for _ in range(100)]
     yard.redis_server.kill9()
     yard.redis_server.start()
+    counter.let_go()
     records = fates(yard, [*running, *queued], timeout_s=110)
     assert {r.state for r in records} == {"SUCCEEDED"}
     assert {len(r.attempts) for r in records} == {1}
@@ -296,12 +297,15 @@ def test_a_restarted_engine_costs_no_attempt_and_leaves_nothing(
         engine.start()
         engine.take_image(yard.image)
         yard.start_node("p", queues="tiny", environment={"DOCKER_HOST": engine.host})
-        long = [yard.send_quietly(f"{SAY}; sleep 3", queue="tiny", inputs=counter.inputs) for _ in range(3)]
+        script = f"{SAY}; {UNTIL_LET_GO}"
+        long = [yard.send_quietly(script, queue="tiny", inputs=counter.inputs) for _ in range(3)]
         for job_id in long:
             yard.running(job_id)
+        until(lambda: len(counter.lines()) == 3, "each has said that it runs")
         engine.stop()
         while_away = yard.send_quietly(SAY, queue="tiny", inputs=counter.inputs)
         until(lambda: yard.store.depth(["tiny"])["tiny"].total == 0, "the node holds it")
+        counter.let_go()
         engine.start()
         records = fates(yard, [*long, while_away])
         assert [(r.state, r.reason) for r in records if r.state != "SUCCEEDED"] == []

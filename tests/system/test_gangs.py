@@ -19,8 +19,8 @@ from yardtest.yard import TestYard, running_yard
 _PRELUDE = """
 index=$AWS_BATCH_JOB_NODE_INDEX main=$AWS_BATCH_JOB_MAIN_NODE_INDEX count=$AWS_BATCH_JOB_NUM_NODES
 at=$AWS_BATCH_JOB_MAIN_NODE_PRIVATE_IPV4_ADDRESS
-tell() { until echo "$1" | nc -w 2 "$at" 7000 2>/dev/null; do sleep 0.1; done; }
-hear() { n=1; while [ $n -lt $count ]; do nc -l -p 7000; n=$((n+1)); done; }
+tell() { until echo "$1" | nc -w 2 "$at" $((7000+index)) 2>/dev/null; do sleep 0.1; done; }
+hear() { n=0; while [ $n -lt $count ]; do [ $n = $main ] || nc -l -p $((7000+n)); n=$((n+1)); done; }
 """
 NODES = ("a", "b", "c")
 

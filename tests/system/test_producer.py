@@ -234,14 +234,15 @@ def test_an_ignored_result_is_not_stored(script: Script, yard: TestYard) -> None
 
 
 def test_countdown_and_eta_hold_a_job_back(script: Script, yard: TestYard) -> None:
-    ids, sent = script(
+    ids, (sent, past) = script(
         """
         now = time.time()
         a = job("true").apply_async(countdown=2)
         b = job("true").apply_async(eta=datetime.now(timezone.utc) + timedelta(seconds=2))
+        past = time.time()
         c = job("true").apply_async(eta=datetime.now() - timedelta(days=1))
         fate(a), fate(b), fate(c)
-        out = [[a.id, b.id, c.id], now]
+        out = [[a.id, b.id, c.id], [now, past]]
         """
     )
     late, also, at_once = (yard.store.record(i).started for i in ids)
@@ -250,7 +251,7 @@ def test_countdown_and_eta_hold_a_job_back(script: Script, yard: TestYard) -> No
     assert at_once is not None
     assert 2.0 <= late - sent < 8
     assert 1.9 <= also - sent < 8
-    assert at_once - sent < 2
+    assert at_once - past < 6
 
 
 def test_a_running_job_is_revoked(script: Script, yard: TestYard) -> None:
@@ -318,7 +319,7 @@ def test_a_job_that_waits_too_long_expires_and_so_does_the_rest_of_its_chain(scr
     told, rest, job_id = script(
         """
         r = chain(job("true", vcpus=4).set(expires=1), job("true")).apply_async
-        blocker = job("exec sleep 4", vcpus=4).apply_async()
+        blocker = job("exec sleep 60", vcpus=4).apply_async()
         while blocker.state != "STARTED":
             time.sleep(0.05)
         last = r()
@@ -374,6 +375,4 @@ def test_what_stands_in_a_message_is_gone_from_redis_after_intake(script: Script
     """Clear until intake, sealed after it: the value is in no key once the job has ended."""
     script("""out = fate(job("test $A = pl41n-v4lue", environment={"A": "pl41n-v4lue"}).apply_async())""")
     for key in yard.redis.scan_iter():
-        dump = yard.redis.dump(key)
-        assert dump is not None
-        assert b"pl41n-v4lue" not in dump, key
+        assert b"pl41n-v4lue" not in (yard.redis.dump(key) or b""), key

@@ -17,6 +17,11 @@ def beats(yard: TestYard, count: int) -> None:
         until(lambda seen=seen: yard.store.nodes()["a"]["seen"] != seen, "the node beats", timeout_s=10)  # type: ignore[misc]
 
 
+def queues_of_a(yard: TestYard) -> str:
+    """As the node tells them."""
+    return yard.store.nodes().get("a", {}).get("queues", "")
+
+
 def test_a_node_follows_queues_that_come_and_go_and_environments_that_are_disabled(tmp_path: Path, image: str) -> None:
     with running_yard(tmp_path / "y", image, nodes=0) as yard:
         yard.start_node("a", queues="")
@@ -24,7 +29,7 @@ def test_a_node_follows_queues_that_come_and_go_and_environments_that_are_disabl
         changes = change.at_run_time
 
         changes.create("queue", "night", {"environments": ["here"], "priority": 5})
-        until(lambda: "night" in yard.store.nodes()["a"]["queues"], "the node serves it", timeout_s=5)
+        until(lambda: "night" in queues_of_a(yard), "the node serves it")
         first = yard.send_quietly("true", queue="night")
         assert yard.ended(first).state.value == "SUCCEEDED"
 
@@ -32,7 +37,7 @@ def test_a_node_follows_queues_that_come_and_go_and_environments_that_are_disabl
         yard.running(runs)
         changes.update("environment", "here", {"state": "DISABLED"})
         changes.create("queue", "marker", {"environments": ["here"]})  # when this is served, the change was heard too
-        until(lambda: "marker" in yard.store.nodes()["a"]["queues"], "the node has heard", timeout_s=5)
+        until(lambda: "marker" in queues_of_a(yard), "the node has heard")
         waits = yard.send_quietly("true")
         until(lambda: yard.peek(waits), "it is taken in", timeout_s=10)
         beats(yard, 3)
@@ -48,7 +53,7 @@ def test_a_node_follows_queues_that_come_and_go_and_environments_that_are_disabl
         changes.delete("queue", "night")
         assert yard.ended(runs).reason == 'queue "night" was deleted'
         until(lambda: "night" not in yard.store.config().queues, "it is gone", timeout_s=15)
-        until(lambda: "night" not in yard.store.nodes()["a"]["queues"], "also for the node", timeout_s=5)
+        until(lambda: "night" not in queues_of_a(yard), "also for the node")
         counts = yard.store.counts(["cpu"])["cpu"]
         assert {state.value: n for state, n in counts.items() if n} == {"SUCCEEDED": 1}
         change.close()

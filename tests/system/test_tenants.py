@@ -163,8 +163,8 @@ def test_the_operator_names_the_tenant_or_the_job(yard: TestYard, client: Client
 
 
 def test_nothing_in_redis_or_the_store_tells_a_tenants_digest(yard: TestYard) -> None:
-    sent = yard.shell("sleep 3", queue="alice", inputs={"/in/x": made_by_alice(yard)[1]})
     _, digest = made_by_alice(yard)
+    sent = yard.shell("sleep 3", queue="alice", inputs={"/in/x": digest})
     yard.running(sent.id)
     told: Any = yard.redis.hget(keys.job(sent.id), "in")
     assert told.decode() not in digest

@@ -69,10 +69,10 @@ def test_a_yard_comes_up_runs_jobs_and_stops(up: Up, image: str) -> None:
 
     def shown() -> dict[str, Any]:
         with urllib.request.urlopen(f"{ends.flower_url}/api/tasks", timeout=10) as answer:
-            task: dict[str, Any] = json.load(answer)[sent.id]
+            task: dict[str, Any] = json.load(answer).get(sent.id, {})
         return task
 
-    until(lambda: shown()["result"], "Flower has heard of the end")  # an event, behind the result
+    until(lambda: shown().get("result"), "Flower has heard of the end")  # an event, behind the result
     assert "image=" + image in shown()["kwargs"]
     assert "exit_code=0" in shown()["result"]
 
@@ -112,7 +112,7 @@ def test_a_second_up_on_the_same_state_says_so_and_changes_nothing(up: Up) -> No
 def test_what_runs_at_ctrl_c_goes_back_and_the_next_up_continues(up: Up, image: str) -> None:
     before = up.start()
     with Client.connect(up.state) as client:
-        job_id = client.submit(job(image, "sh", "-c", "sleep 3; echo done # goes-back"))
+        job_id = client.submit(job(image, "sh", "-c", "sleep 6; echo done # goes-back"))
         waiting = client.submit(job(image, "true"), countdown=1000)
         until(lambda: containers("goes-back", all_of_them=False), "the job runs", timeout_s=30)
     pids = up.children()
@@ -175,7 +175,7 @@ def _submitted(client: Client, wanted: dict[str, Any]) -> str:
 
 
 def test_terminate_in_flower_stops_a_running_job(up: Up, image: str) -> None:
-    ends, loop = up.start("--stop-grace-s", "4"), "while :; do sleep 0.1; done"
+    ends, loop = up.start("--stop-grace-s", "8"), "while :; do sleep 0.1; done"
     scripts = {
         "plain": "sleep 1000 # flower-plain",
         "polite": f"trap 'echo told; exit 0' TERM; echo set; {loop} # flower-polite",
@@ -194,14 +194,14 @@ def test_terminate_in_flower_stops_a_running_job(up: Up, image: str) -> None:
             )
             with urllib.request.urlopen(request, timeout=10):
                 pass
-        until(lambda: not containers("flower-plain", all_of_them=False), "a job without a handler is gone", timeout_s=3)
+        until(lambda: not containers("flower-plain", all_of_them=False), "a job without a handler is gone", timeout_s=6)
         (deaf,) = containers("flower-deaf", all_of_them=False)
-        until(lambda: deaf not in containers("flower-deaf"), "one that ignores it is gone", timeout_s=15)
-        assert time.time() - asked >= 4
+        until(lambda: deaf not in containers("flower-deaf"), "one that ignores it is gone", timeout_s=30)
+        assert time.time() - asked >= 8
         records = client.wait(list(ids.values()), timeout_s=10)
         assert all(client.cancelled(record) for record in records)
         (told,) = [line for line in client.logs(ids["polite"]) if line.endswith("stdout told")]
-        assert datetime.fromisoformat(told.split()[0][:26] + "+00:00").timestamp() - asked < 2
+        assert datetime.fromisoformat(told.split()[0][:26] + "+00:00").timestamp() - asked < 5
 
 
 def test_without_an_engine_nothing_is_started(up: Up, tmp_path: Path) -> None:

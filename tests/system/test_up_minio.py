@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -50,7 +51,10 @@ class UpWithMinio(Up):
 
 def listening(pid: int) -> set[tuple[str, int]]:
     """Address and port of each TCP socket on which a process listens."""
-    links = {os.readlink(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()}
+    links = set()
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            links.add(os.readlink(fd))
     found = set()
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:

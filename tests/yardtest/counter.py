@@ -12,14 +12,19 @@ import time
 from collections import Counter
 from pathlib import Path
 
+UNTIL_LET_GO = "until [ -e /count/go ]; do sleep 0.1; done"
+
 
 class LineCounter:
-    """Appends what jobs write to `folder/line` to the file `kept`. `folder` must be one that the node allows."""
+    """Appends what jobs write to `folder/line` to the file `kept`. `folder` must be one that the node allows.
+
+    A job with `inputs` whose script has `UNTIL_LET_GO` goes no further before `let_go`.
+    """
 
     def __init__(self, folder: Path, kept: Path) -> None:
         folder.mkdir(parents=True)
         folder.chmod(0o755)
-        self.pipe, self.kept = folder / "line", kept
+        self.folder, self.pipe, self.kept = folder, folder / "line", kept
         os.mkfifo(self.pipe)
         self.pipe.chmod(0o666)
         self.inputs = {"/count": f"file://{folder}"}
@@ -50,6 +55,10 @@ class LineCounter:
     def times(self, text: str) -> list[float]:
         """When (`time.monotonic()`) lines with this text came."""
         return [at for at, line in list(self._at) if text in line]
+
+    def let_go(self) -> None:
+        """Jobs that wait for it, now and later, go on."""
+        (self.folder / "go").touch()
 
     def close(self) -> None:
         """May be called twice."""

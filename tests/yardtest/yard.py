@@ -74,9 +74,10 @@ class Child:
         """Until it wrote this. AssertionError with the end of its log when it ended before, or took too long."""
 
         def there() -> bool:
+            alive = self.alive  # asked first: what it says before it ends is then there
             if text in self.said():
                 return True
-            assert self.alive, f"{self.name} ended before it said {text!r}:\n{self.said()[-3000:]}"
+            assert alive, f"{self.name} ended before it said {text!r}:\n{self.said()[-3000:]}"
             return False
 
         try:
