@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from hypothesis import settings
 
 import images
 from yardtest.minio import S3Server, running_server
@@ -16,6 +17,12 @@ from yardtest.redis import DATABASES, RedisServer, free_port
 _MARKED_FOLDERS = ("system", "chaos", "bench")
 _ROOT = Path(__file__).parent
 _databases = itertools.count(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Examples are the same in each run, and may take as long as they take; only `make test-full` searches for new."""
+    settings.register_profile("searching", settings.get_profile("ci"), derandomize=False)
+    settings.load_profile("ci" if "not full" in config.option.markexpr else "searching")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -32,8 +32,9 @@ from batchyard.broker.store import Yard
 from yardtest.apart import apart
 from yardtest.crash import GANG_STEPS, IMAGE, STEPS, Fault, Members, Place, Victim, When, disagreements, leftovers
 from yardtest.redis import RedisServer, free_port
+from yardtest.wait import until
 
-TIMEOUT_S = 30.0
+TIMEOUT_S = 90.0
 FULL, SHORT = range(120), (0, 3, 8, 13, 18, 23, 25, 27, 32, 37, 42, 45, 49, 53, 57, 81, 92)
 CONFIG = Config(
     queues={"cpu": Queue(environments=("here",))},
@@ -297,8 +298,16 @@ def _run(canvas: Canvas, place: Place, server: RedisServer, rnd: random.Random, 
             if time.monotonic() - began > TIMEOUT_S:
                 pytest.fail(f"{canvas.name}, {place.fault}: after {TIMEOUT_S:g} s {open_}; {_story(place)}")
             time.sleep(0.02)
-    server.start()  # a member that had nothing more to do may have killed it since the last look
+    until(lambda: _back(server, client), "Redis is back")  # a member with nothing more to do may have killed it
     _check(client, canvas, place, last)
+
+
+def _back(server: RedisServer, client: redis.Redis) -> bool:
+    server.start()
+    try:
+        return bool(client.ping())
+    except redis.ConnectionError:  # it was still dying
+        return False
 
 
 def _producer(place: Place) -> Celery:

@@ -107,10 +107,10 @@ def test_when_it_is_blocked_for_too_long_it_is_cancelled_as_aws_does_it_and_the_
     send(yard, "a")
     send(yard, "b")
     heads.look(yard.config())
-    age(yard, 599)
+    age(yard, 500)
     heads.look(yard.config())
     assert yard.record("a").state == "RUNNABLE"
-    age(yard, 2)
+    age(yard, 101)
     duties = Duties(yard, yard.config, Followups(yard.url, result_expires_s=100))
     while not yard.record("a").state.ended:
         duties.round()

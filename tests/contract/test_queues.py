@@ -113,7 +113,7 @@ def test_a_working_controller_takes_in_from_a_queue_made_meanwhile(yard: Yard, q
         assert controller.working.wait(10)
         queues.create("queue", "night", {"environments": ["here"]})
         yard.redis.lpush("night", json.dumps(envelope("a", JOB)))
-        until(lambda: yard.exists("a"), "it is taken in", timeout_s=5)
+        until(lambda: yard.exists("a"), "it is taken in", timeout_s=30)
         assert yard.record("a").state == "RUNNABLE"
     finally:
         controller.stop()
@@ -199,9 +199,9 @@ def test_a_node_of_a_later_environment_takes_what_the_earlier_ones_have_left(yar
     for n in range(3):
         send(yard, f"j{n}", "both")
     assert claim(yard, "second", "both") == []
-    yard.redis.hincrby(keys.job("j0"), "ready", -59_000)
+    yard.redis.hincrby(keys.job("j0"), "ready", -30_000)
     assert claim(yard, "second", "both") == []
-    yard.redis.hincrby(keys.job("j0"), "ready", -1_001)
+    yard.redis.hincrby(keys.job("j0"), "ready", -30_001)
     assert [job.id for job in claim(yard, "second", "both")] == ["j0"]
     assert [job.id for job in claim(yard, "first", "both")] == ["j1", "j2"]
     send(yard, "late", "both")

@@ -52,7 +52,7 @@ def test_a_node_is_kept_for_a_job_that_was_overtaken_for_too_long_until_it_fits(
     (first,) = busy(sim, node, 2)
     large = overtaken(sim, node)
     small = sim.submit(vcpus=1)
-    waited(sim, large, 59)
+    waited(sim, large, 30)
     assert [job.id for job in node.claim(count=1)] == [small]
     small = sim.submit(vcpus=1)
     node.settle(first)

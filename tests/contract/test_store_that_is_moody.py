@@ -145,12 +145,15 @@ def test_a_body_that_drips_comes_whole(moody: MoodyS3, blobs: BlobStore, kept: t
 def test_a_body_that_stalls_is_given_up_and_asked_for_again(
     moody: MoodyS3, minio: S3Server, kept: tuple[Blob, bytes], blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(access, "_READ_S", 0.3)
-    hasty = S3Store(moody.access(), blobs._store._calls.bucket)  # type: ignore[attr-defined]
-    hasty._calls.pause = lambda seconds: None
+    def hasty(read_s: float) -> BlobStore:
+        monkeypatch.setattr(access, "_READ_S", read_s)
+        store = S3Store(moody.access(), blobs._store._calls.bucket)  # type: ignore[attr-defined]
+        store._calls.pause = lambda seconds: None
+        return BlobStore(store, blobs._ring)
+
     moody.mood = lambda method, path, number: Mood(then="stall", after_bytes=5000) if number < 2 else None
-    assert BlobStore(hasty, blobs._ring).read_bytes(kept[0].digest, SIZE) == kept[1]
+    assert hasty(1.5).read_bytes(kept[0].digest, SIZE) == kept[1]
     moody.mood = lambda *_: Mood(then="stall", after_bytes=5000)
     with pytest.raises(StoreUnavailable, match=r"timed out|ended early"):
-        BlobStore(hasty, blobs._ring).read_bytes(kept[0].digest, SIZE)
+        hasty(0.3).read_bytes(kept[0].digest, SIZE)
     assert "DELETE" not in methods(moody)

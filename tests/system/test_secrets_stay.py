@@ -183,7 +183,7 @@ def test_events_carry_image_and_command_and_no_value(events: list[dict[str, Any]
 def test_inspect_shows_no_value(yard: TestYard, ran: dict[str, Any]) -> None:
     job = yard.shell("exec sleep 60", environment={"PLAIN": PLAIN}, secrets={"TOKEN": "token"})
     yard.running(job.id)
-    inspect = yard.producer.control.inspect(timeout=3)
+    inspect = yard.producer.control.inspect(["a@batchyard"], timeout=5)
     shown = repr([inspect.active(), inspect.reserved(), inspect.query_task(job.id), inspect.stats(), inspect.conf()])
     assert job.id in shown
     for text in (SECRET, PLAIN):

@@ -102,9 +102,9 @@ def test_a_command_that_hangs_is_killed_with_all_that_it_started(tmp_path: Path)
     child = f"import subprocess, sys; p = subprocess.Popen(['sleep', '600']); open({str(tmp_path / 'pid')!r}, 'w')"
     program = f"{child}.write(str(p.pid)); sys.exit(0)"
     began = time.monotonic()
-    with pytest.raises(InvalidConfig, match="did not end within 1 s"):
-        KeyCommand(python(tmp_path, program), within_s=1).load()
-    assert time.monotonic() - began < 20
+    with pytest.raises(InvalidConfig, match="did not end within 5 s"):
+        KeyCommand(python(tmp_path, program), within_s=5).load()
+    assert time.monotonic() - began < 30
     pid = int((tmp_path / "pid").read_text())
     end = time.monotonic() + 10
     while _alive(pid) and time.monotonic() < end:

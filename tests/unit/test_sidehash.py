@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from batchyard.broker.sidehash import AHEAD, SideHash
+from yardtest.wait import until
 
 
 @pytest.mark.parametrize("sizes", [[], [0], [5], [1 << 20] * 9, [1 << 20, 10, 1 << 20, 300_000, 1], [10] * 50])
@@ -113,7 +114,12 @@ def test_no_sink_is_at_work_after_a_rest() -> None:
 
     for _ in range(AHEAD):
         found.update(memoryview(bytes(1 << 20)), sink)
-    threading.Timer(0.1, go_on.set).start()
+
+    def go_on_when_cleared() -> None:
+        until(lambda: not found._waiting, "it has forgotten what waits")
+        go_on.set()
+
+    threading.Thread(target=go_on_when_cleared, daemon=True).start()
     found.rest()
     found.hexdigest()
     assert len(got) == 1

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+_MARK = b"\0mark "
 UNTIL_LET_GO = "until [ -e /count/go ]; do sleep 0.1; done"
 
 
@@ -31,6 +32,8 @@ class LineCounter:
         self._fd = os.open(self.pipe, os.O_RDWR)  # read and write: it never ends, and no writer waits for a reader
         os.open(self.pipe, os.O_RDWR)  # open as long as this process: a late writer must not wait either
         self._at: list[tuple[float, str]] = []
+        self._changed = threading.Condition()
+        self._mark = self._passed = 0  # lines of ours: what was written before one has been read when that has
         threading.Thread(target=self._read, name="line-counter", daemon=True).start()
 
     def _read(self) -> None:
@@ -41,11 +44,20 @@ class LineCounter:
                 for line in lines:
                     if line == b"stop":
                         return
+                    if line.startswith(_MARK):
+                        with self._changed:
+                            self._passed = int(line[len(_MARK) :])
+                            self._changed.notify_all()
+                        continue
                     kept.write(line + b"\n")
                     self._at.append((time.monotonic(), line.decode()))
 
     def lines(self) -> list[str]:
         """What has been written so far, in order."""
+        with self._changed:
+            self._mark += 1
+            self._write(b"%s%d\n" % (_MARK, self._mark))
+            assert self._changed.wait_for(lambda: self._passed >= self._mark, 30), "the pipe is not read"
         return self.kept.read_text().splitlines() if self.kept.exists() else []
 
     def counts(self) -> Counter[str]:
@@ -62,6 +74,9 @@ class LineCounter:
 
     def close(self) -> None:
         """May be called twice."""
+        self._write(b"stop\n")
+
+    def _write(self, line: bytes) -> None:
         fd = os.open(self.pipe, os.O_WRONLY | os.O_NONBLOCK)
-        os.write(fd, b"stop\n")
+        os.write(fd, line)
         os.close(fd)
