@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 from . import arrival, keys
@@ -51,10 +52,10 @@ class JobLog:
             yield from self._sealed(self._blobs.of(record.tenant), record.log, after=last)
 
     def _first(self, follow: bool, awaited: bool) -> Record:
-        pause_s, patience_s = 0.02, 0.0 if awaited else arrival.PATIENCE_S
+        pause_s, record = 0.02, self._yard.record if awaited else partial(arrival.record, self._yard)
         while True:
             try:
-                return self._patiently(lambda: arrival.record(self._yard, self._id, patience_s=patience_s), follow)
+                return self._patiently(lambda: record(self._id), follow)
             except NotFound:
                 if not awaited:
                     raise

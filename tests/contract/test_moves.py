@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import redis
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -271,8 +271,6 @@ def test_any_history_makes_legal_moves_and_leaves_nothing_behind(
     redis.Redis.from_url(own_redis.url()).config_set("appendonly", "no")  # thousands of writes, none to be kept
     machine: Any = type("HistoryHere", (History,), {"url": own_redis.url()})
     case = machine.TestCase
-    case.settings = settings(
-        max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-    )
+    case.settings = settings(max_examples=60, stateful_step_count=30)
     case().runTest()
     assert redis.Redis.from_url(own_redis.url()).zcard(keys.LEASES) == 0

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchyard.broker import config as configuration
@@ -122,7 +122,7 @@ def test_claims_come_in_the_order_of_the_rule(world: tuple[Yard, VirtualClock]) 
     yard, clock = world
 
     @given(st.lists(STEP, min_size=10, max_size=80))
-    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=60)
     def history(steps: list[tuple[str, Any]]) -> None:
         begin(yard, clock)
         model, held, numbers = Model(), dict[str, Claimed](), itertools.count()

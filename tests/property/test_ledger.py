@@ -84,4 +84,4 @@ class Books(RuleBasedStateMachine):
 
 
 TestLedger = Books.TestCase
-TestLedger.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestLedger.settings = settings(max_examples=60, stateful_step_count=30)

@@ -7,7 +7,7 @@ from itertools import islice, takewhile
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from batchyard.broker.schedule import LATE_MS, Schedule, first, parse, plan, times
@@ -41,7 +41,6 @@ SCHEDULES = st.builds(
 
 
 @given(SCHEDULES, MOMENTS, st.integers(0, 3 * DAY))
-@settings(deadline=None)
 def test_times_are_in_order_and_the_same_from_wherever_one_begins(schedule: Schedule, a: int, width: int) -> None:
     b = a + min(width, 3600_000 if schedule.rate or (schedule.cron or "").startswith("*") else width)
     whole = list(takewhile(lambda at: at <= b + 30 * DAY, islice(times(schedule, a), 5000)))
@@ -51,7 +50,6 @@ def test_times_are_in_order_and_the_same_from_wherever_one_begins(schedule: Sche
 
 
 @given(st.sampled_from(ZONES), st.integers(0, 23), st.integers(0, 59), st.dates(date(2020, 1, 1), date(2030, 1, 1)))
-@settings(deadline=None)
 def test_a_fixed_time_of_the_day_comes_once_on_every_day(zone: str, hour: int, minute: int, day: date) -> None:
     schedule = parse({"name": "s", "job": {"image": "x"}, "cron": f"{minute} {hour} * * *", "timezone": zone})
     here = ZoneInfo(zone)
@@ -61,7 +59,6 @@ def test_a_fixed_time_of_the_day_comes_once_on_every_day(zone: str, hour: int, m
 
 
 @given(SCHEDULES, MOMENTS, st.lists(st.integers(0, 600_000), min_size=1, max_size=12))
-@settings(deadline=None)
 def test_whoever_looks_whenever_each_time_is_dealt_with_once(schedule: Schedule, now: int, steps: list[int]) -> None:
     sent: list[int] = []
     upcoming = first(schedule, now)
@@ -88,7 +85,6 @@ def test_whoever_looks_whenever_each_time_is_dealt_with_once(schedule: Schedule,
 
 
 @given(SCHEDULES, MOMENTS, st.integers(0, 400 * DAY))
-@settings(deadline=None)
 def test_after_a_downtime_comes_what_the_policy_says(schedule: Schedule, now: int, down: int) -> None:
     upcoming = first(schedule, now)
     assert upcoming is not None
@@ -105,7 +101,6 @@ def test_after_a_downtime_comes_what_the_policy_says(schedule: Schedule, now: in
 
 
 @given(WHEN, MOMENTS, st.sampled_from([1, 30, 4000]))
-@settings(deadline=None)
 def test_jitter_is_less_than_it_says_and_never_passes_the_next_time(
     when: dict[str, Any], now: int, jitter: int
 ) -> None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchyard.broker.errors import InputError
@@ -70,7 +70,7 @@ def a_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40)
 @given(spec=folders, seed=st.integers(0, 1000))
 def test_a_directory_comes_back_and_equal_ones_have_one_digest(spec: Mapping[str, Any], seed: int) -> None:
     blobs = BlobStore(MemoryStore(), KeyRing.new())
@@ -86,7 +86,7 @@ def test_a_directory_comes_back_and_equal_ones_have_one_digest(spec: Mapping[str
         assert put_tree(blobs, top / "out") == blob
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(sizes=st.lists(st.integers(1, SMALL_BYTES), min_size=1, max_size=120), seed=st.integers(0, 1000))
 def test_packs_hold_every_file_and_nothing_else(sizes: list[int], seed: int) -> None:
     dice, kept = random.Random(seed), list[bytes]()
@@ -128,7 +128,7 @@ values = st.one_of(
 fields = st.sampled_from(["path", "digest", "size", "at", "pack", "executable", "type"])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(changes=st.lists(st.tuples(st.integers(0, 120), fields, values), min_size=1, max_size=3), swap=st.booleans())
 def test_a_manifest_that_was_tampered_with_is_refused_or_true_to_its_packs(
     changes: list[tuple[int, str, Any]], swap: bool

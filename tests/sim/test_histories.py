@@ -60,9 +60,7 @@ def run(server: RedisServer, machine: type[Histories], *, histories: int, steps:
         settings=settings(
             max_examples=histories,
             stateful_step_count=steps,
-            deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-            print_blob=True,
         ),
     )
     print(dict(sorted(told.items())))

@@ -188,7 +188,7 @@ NAMES = st.lists(st.sampled_from(["a", "b", "c.txt", "é", "-x", "a b", "\udcff"
 FILES = st.dictionaries(NAMES.map("/".join), st.binary(max_size=2000), max_size=8)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(files=FILES, how=st.sampled_from([*COMPRESSIONS]))
 def test_what_was_packed_comes_out_again(
     tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes], how: str
